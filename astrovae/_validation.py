@@ -1,0 +1,140 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+Checks at the public door, in one style.
+
+Both halves of the package use this module, so it needs NumPy alone.
+"""
+
+import numbers
+
+import numpy as np
+
+from astrovae.exceptions import PreprocessingError
+
+__all__ = [
+    "check_option",
+    "check_positive_int",
+    "check_preprocessing",
+    "check_shape",
+    "clean_batch",
+]
+
+
+def check_positive_int(name, value, *, hint="", minimum=1):
+    """Return ``value`` as an int, or say what is wrong with it."""
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or value < minimum:
+        kind = "a positive integer" if minimum == 1 else f"an integer >= {minimum}"
+        msg = f"{name} must be {kind}, got {name}={value!r}.{hint and ' ' + hint}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def check_shape(name, value):
+    """Return a cutout shape as two positive ints ``(ny, nx)``."""
+    sizes = tuple(value) if np.iterable(value) else (value, value)
+    if len(sizes) != 2:
+        msg = f"{name} must be one size or (ny, nx), got {name}={value!r}."
+        raise ValueError(msg)
+    return tuple(check_positive_int(name, size) for size in sizes)
+
+
+def check_option(name, value, options):
+    """Return ``value`` if it is one of ``options``."""
+    if value not in options:
+        choices = ", ".join(repr(option) for option in options)
+        msg = f"{name} must be one of {choices}, got {name}={value!r}."
+        raise ValueError(msg)
+    return value
+
+
+def clean_batch(batch):
+    """
+    Make a batch of planes safe to compute with.
+
+    Pixels that are masked, not finite, or whose error is not finite and
+    positive, become masked zeros with an error of one. All arrays become
+    native float32 (the mask bool). A 3-D image gains a band axis.
+
+    Parameters
+    ----------
+    batch : dict
+        ``image`` and optionally ``mask``, ``error``, ``psf``, ``pose``.
+
+    Returns
+    -------
+    clean : dict
+        New arrays; ``mask`` is always there.
+    """
+
+    def plane(name):
+        array = np.asarray(batch[name])
+        return array[..., np.newaxis] if array.ndim == 3 else array
+
+    image = plane("image")
+    if image.ndim != 4:
+        msg = (
+            "images must have the shape (n, ny, nx, n_bands) or (n, ny, nx), "
+            f"got {image.shape}."
+        )
+        raise ValueError(msg)
+    image = image.astype(np.float32)
+    bad = ~np.isfinite(image)
+    for name in ("mask", "error"):
+        if batch.get(name) is None:
+            continue
+        array = plane(name)
+        if array.shape != image.shape:
+            msg = f"{name} has the shape {array.shape}, the images {image.shape}."
+            raise ValueError(msg)
+        if name == "mask":
+            bad |= array.astype(bool)
+        else:
+            error = array.astype(np.float32)
+            bad |= ~(np.isfinite(error) & (error > 0))
+    clean = {"image": np.where(bad, np.float32(0), image), "mask": bad}
+    if batch.get("error") is not None:
+        clean["error"] = np.where(bad, np.float32(1), error)
+    for name in ("psf", "pose"):
+        if batch.get(name) is not None:
+            clean[name] = np.asarray(batch[name]).astype(np.float32)
+    return clean
+
+
+def check_preprocessing(expected, found):
+    """
+    Refuse images that were not prepared as a model was trained on.
+
+    Parameters
+    ----------
+    expected, found : dict or None
+        Records as given by `astrovae.images.CutoutStack.preprocessing`.
+        `None` (bare arrays) is not compared.
+
+    Raises
+    ------
+    PreprocessingError
+        Naming the first thing that differs.
+    """
+    if expected is None or found is None:
+        return
+    for key, label in (
+        ("shape", "cutout shape"),
+        ("bands", "bands"),
+        ("pixel_scale", "pixel scale"),
+        ("unit", "unit"),
+        ("steps", "preparation steps"),
+    ):
+        ours, theirs = expected.get(key), found.get(key)
+        if key == "pixel_scale" and None not in (ours, theirs):
+            # pixel scales come from headers: equal to a part in a thousand
+            same = abs(ours - theirs) <= 1e-3 * abs(ours)
+        else:
+            same = ours == theirs
+        if not same:
+            msg = (
+                f"The model was trained on images with {label} {ours!r}, "
+                f"these have {theirs!r}. Prepare them in the same way "
+                "(stack.prepare(model.preprocessing)), or train a model on them."
+            )
+            raise PreprocessingError(msg)

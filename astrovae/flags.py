@@ -1,0 +1,98 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+The one registry of flag bits, and how to read them.
+
+Every ``*_flags`` column and `~astrovae.images.CutoutStack.flags` use the
+same bits, so that one row tells everything that happened to a galaxy on
+its way from the image to the catalogue.
+"""
+
+import enum
+
+import numpy as np
+
+__all__ = ["Flag", "decode_flags"]
+
+
+class Flag(enum.IntFlag):
+    """
+    The bits of the flag columns.
+
+    Each member has a ``description``. Zero means that nothing was
+    noticed.
+
+    Examples
+    --------
+    >>> from astrovae.flags import Flag
+    >>> Flag.PARTIAL.description
+    'the cutout reaches beyond the edge of the image'
+    """
+
+    def __new__(cls, value, description=""):
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.description = description
+        return member
+
+    NO_POSITION = 1 << 0, "the position is masked or not finite"
+    NO_OVERLAP = 1 << 1, "the cutout lies wholly outside the image"
+    PARTIAL = 1 << 2, "the cutout reaches beyond the edge of the image"
+    NON_FINITE = 1 << 3, "pixels that are not finite were masked"
+    BAD_ERROR = 1 << 4, "pixels whose error is not finite and positive were masked"
+    NO_VALID_PIXEL = 1 << 5, "no pixel is valid: nothing can be measured"
+    MOSTLY_MASKED = 1 << 6, "more than half of the pixels are masked"
+    NEIGHBOR = 1 << 7, "pixels of neighbouring sources were masked or replaced"
+    NO_SOURCE = 1 << 8, "no source was found at the centre of the cutout"
+    NOT_LARGER_THAN_PSF = 1 << 9, "the source is no larger than the blur: a star?"
+    SOURCE_TRUNCATED = 1 << 10, "the source touches the edge of the image"
+    CONSTANT = 1 << 11, "all valid pixels have the same value"
+    NOT_CONVERGED = 1 << 12, "the fit had not converged when it was stopped"
+    CENTER_OUTSIDE = 1 << 13, "the fitted centre lies outside the cutout"
+    NEGATIVE_FLUX = 1 << 14, "the fitted flux is not positive"
+    NO_CUTOUT = 1 << 15, "the row has no cutout in the stack"
+
+
+def decode_flags(flags):
+    """
+    Spell out the bits of flag values.
+
+    Parameters
+    ----------
+    flags : int or array_like of int
+        Values of a ``*_flags`` column. Masked elements give an empty list.
+
+    Returns
+    -------
+    names : list of str, or list of list of str
+        The lower-case names of the bits that are set; for an array, one
+        list per element.
+
+    Raises
+    ------
+    ValueError
+        If a value is negative, not an integer, or has a bit that is not
+        in the registry.
+
+    Examples
+    --------
+    >>> from astrovae.flags import decode_flags
+    >>> decode_flags(5)
+    ['no_position', 'partial']
+    >>> decode_flags([0, 128])
+    [[], ['neighbor']]
+    """
+    values = np.ma.filled(np.ma.asarray(flags), 0)
+    if values.size and values.dtype.kind not in "iu":
+        msg = f"flags must be integers, got an array of dtype {values.dtype}."
+        raise ValueError(msg)
+    known = sum(Flag)
+    for value in np.unique(values):
+        if value < 0 or int(value) & ~known:
+            msg = (
+                f"flags has the value {int(value)}, with a bit that astrovae "
+                f"does not know; the known bits sum to {known}."
+            )
+            raise ValueError(msg)
+    if values.ndim == 0:
+        return [flag.name.lower() for flag in Flag if int(values) & flag]
+    return [decode_flags(value) for value in values]

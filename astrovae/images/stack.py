@@ -1,0 +1,580 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Stacks of galaxy cutouts with everything that belongs to their pixels."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+
+from astrovae._files import atomic_file
+from astrovae._validation import check_preprocessing, clean_batch
+from astrovae.flags import Flag
+
+__all__ = ["CutoutStack"]
+
+_PLANES = ("data", "mask", "error", "segmentation")
+_COLUMNS = ("ids", "positions", "flags")
+_FORMAT_VERSION = 1
+
+
+class CutoutStack:
+    """
+    Cutouts of many galaxies, of one shape, with errors, masks and PSFs.
+
+    A stack is what every image function returns and every model takes.
+    It is never changed in place: functions return a new one, and record
+    what they did in ``steps``, which models store and compare.
+
+    Parameters
+    ----------
+    data : array_like, shape (n, ny, nx, n_bands) or (n, ny, nx)
+        The pixels.
+    mask : array_like of bool, optional
+        `True` marks a bad pixel. Same shape as ``data``. Pixels that are
+        not finite are masked in any case.
+    error : array_like, optional
+        1-sigma uncertainty of each pixel, in the unit of the data. Pixels
+        whose error is not finite and positive are masked.
+    psf : array_like, shape (n or 1, ky, kx, n_bands), optional
+        The effective PSF (pixel response included) of each cutout, or one
+        for all.
+    segmentation : array_like of int, shape (n, ny, nx), optional
+        Source labels cut from the segmentation map of the whole image;
+        0 is background.
+    labels : array_like of int, shape (n,), optional
+        The label of each target in ``segmentation``. By default, the label
+        of the central pixel.
+    bands : sequence of str, optional
+        Names of the bands, by default ``("band_0", ...)``.
+    pixel_scale : float or `~astropy.units.Quantity`, optional
+        Angular size of a pixel; a plain number is in arcsec.
+    unit : str or `~astropy.units.Unit`, optional
+        Unit of the pixel values.
+    ids : array_like of int or str, shape (n,), optional
+        Identifiers, by default ``0 ... n-1``.
+    positions : array_like, shape (n, 2), optional
+        Centres (x, y) in pixels of the parent image.
+    flags : array_like of int, shape (n,), optional
+        Bits of `~astrovae.flags.Flag`. Bits that follow from the pixels
+        are added.
+    steps : sequence of dict, optional
+        The steps of preparation so far.
+    meta : dict, optional
+        Anything else worth keeping with the stack; must be JSON.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, or ``data`` is not 3-D or 4-D.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astrovae.images import CutoutStack
+    >>> stack = CutoutStack(np.ones((5, 16, 16)), bands=["r"], pixel_scale=0.396)
+    >>> len(stack), stack.image_shape
+    (5, (16, 16, 1))
+    >>> stack[1:3].ids
+    array([1, 2])
+    """
+
+    def __init__(
+        self,
+        data,
+        *,
+        mask=None,
+        error=None,
+        psf=None,
+        segmentation=None,
+        labels=None,
+        bands=None,
+        pixel_scale=None,
+        unit=None,
+        ids=None,
+        positions=None,
+        flags=None,
+        steps=(),
+        meta=None,
+    ):
+        self.data = _float_plane("data", data)
+        shape = self.data.shape
+        self.mask = np.isfinite(self.data)
+        np.logical_not(self.mask, out=self.mask)  # no second plane in memory
+        flags = _column("flags", flags, shape[0], np.int32, 0)
+        flags |= _where_any(self.mask, Flag.NON_FINITE)
+        if mask is not None:
+            self.mask |= _plane("mask", mask, shape).astype(bool, copy=False)
+        self.error = None
+        if error is not None:
+            self.error = _float_plane("error", _plane("error", error, shape))
+            bad = ~(np.isfinite(self.error) & (self.error > 0)) & ~self.mask
+            flags |= _where_any(bad, Flag.BAD_ERROR)
+            self.mask |= bad
+        self.flags = flags | _mask_flags(self.mask)
+        self.psf = None if psf is None else _check_psf(psf, shape)
+        self.segmentation, self.labels = _check_labels(segmentation, labels, shape)
+        self.bands = _check_bands(bands, shape[-1])
+        self.pixel_scale = _check_pixel_scale(pixel_scale)
+        self.unit = None if unit is None else u.Unit(unit)
+        self.ids = np.arange(shape[0]) if ids is None else _check_ids(ids, shape[0])
+        self.positions = None
+        if positions is not None:
+            self.positions = np.array(positions, dtype=float).reshape(-1, 2)
+            if len(self.positions) != shape[0]:
+                msg = f"got {len(self.positions)} positions for {shape[0]} cutouts."
+                raise ValueError(msg)
+        self.steps = tuple(copy.deepcopy(list(steps)))
+        self.meta = copy.deepcopy(dict(meta or {}))
+        self._path = None
+
+    def __len__(self):
+        return self.data.shape[0]
+
+    def __repr__(self):
+        n, ny, nx, n_bands = self.data.shape
+        planes = [name for name in ("error", "psf") if getattr(self, name) is not None]
+        where = f", in {self._path}" if self._path else ""
+        return (
+            f"<CutoutStack: {n} cutouts of {ny} x {nx} pixels, "
+            f"{n_bands} band{'s' * (n_bands != 1)} ({', '.join(self.bands)})"
+            f"{', with ' + ' and '.join(planes) if planes else ''}{where}>"
+        )
+
+    @property
+    def image_shape(self):
+        """The shape of one cutout, ``(ny, nx, n_bands)``."""
+        return tuple(self.data.shape[1:])
+
+    @property
+    def preprocessing(self):
+        """
+        The record of how these images were prepared, as plain JSON types.
+
+        A model stores it when it is trained and compares it with the stacks
+        that it is given later.
+        """
+        scale = self.pixel_scale
+        return {
+            "shape": list(self.image_shape[:2]),
+            "bands": list(self.bands),
+            "pixel_scale": None if scale is None else float(scale.to_value(u.arcsec)),
+            "unit": None if self.unit is None else self.unit.to_string(),
+            "steps": copy.deepcopy(list(self.steps)),
+        }
+
+    @property
+    def usable(self):
+        """Which cutouts to train on: not more than half of the pixels masked."""
+        bad = Flag.NO_VALID_PIXEL | Flag.MOSTLY_MASKED
+        return (np.asarray(self.flags) & bad) == 0
+
+    def prepare(self, preprocessing):
+        """
+        Prepare the cutouts as a model expects them.
+
+        Steps that the record has and this stack has not gone through yet are
+        applied, in order.
+
+        Parameters
+        ----------
+        preprocessing : dict or None
+            The record that the model keeps, e.g. ``vae.preprocessing``.
+            `None` asks for nothing.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            A prepared stack; this one, if nothing was to do.
+
+        Raises
+        ------
+        ~astrovae.exceptions.PreprocessingError
+            If shape, bands, pixel scale or unit differ, or if this stack
+            went through other steps.
+        """
+        from astrovae.images.cleaning import clean_cutouts
+
+        if preprocessing is None:
+            return self
+        wanted = preprocessing["steps"]
+        done = list(self.steps)
+        # steps that are still to be done are no difference
+        ahead = wanted if wanted[: len(done)] == done else done
+        check_preprocessing(preprocessing, self.preprocessing | {"steps": ahead})
+        functions = {"clean_cutouts": clean_cutouts}
+        stack = self
+        for step in wanted[len(done) :]:
+            stack = functions[step["name"]](stack, **step["parameters"])
+        check_preprocessing(preprocessing, stack.preprocessing)
+        return stack
+
+    def __getitem__(self, index):
+        """
+        Select cutouts; an integer gives a stack of one.
+
+        Planes on disk stay there.
+        """
+        rows = np.atleast_1d(np.arange(len(self))[index])
+        new = copy.copy(self)
+        names = [*_PLANES, *_COLUMNS, "labels"]
+        if self.psf is not None and len(self.psf) > 1:
+            names.append("psf")
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, _FilePlane):
+                value = value.select(rows)
+            elif value is not None:
+                value = value[rows]
+            setattr(new, name, value)
+        return new
+
+    def held_out(self, fraction=0.2, *, seed=0):
+        """
+        Choose galaxies to keep out of training.
+
+        The choice depends on the identifier and the seed alone: it is the
+        same in any order and any selection of the rows, and rows with the
+        same identifier stay together.
+
+        Parameters
+        ----------
+        fraction : float, optional
+            The share to hold out.
+        seed : int, optional
+            Another seed gives another choice.
+
+        Returns
+        -------
+        held_out : `~numpy.ndarray` of bool, shape (n,)
+            `True` for held-out galaxies.
+
+        Raises
+        ------
+        ValueError
+            If ``fraction`` is not between 0 and 1.
+        """
+        if not 0 <= fraction <= 1:
+            msg = f"fraction must be between 0 and 1, got {fraction}."
+            raise ValueError(msg)
+        limit = int(fraction * 2**64)
+
+        def chosen(identifier):
+            key = f"{seed}:{identifier}".encode()
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            return int.from_bytes(digest, "big") < limit
+
+        return np.fromiter(map(chosen, self.ids.tolist()), bool, len(self))
+
+    def batch(self, indices):
+        """
+        Read some cutouts as a model wants them.
+
+        Parameters
+        ----------
+        indices : array_like of int
+            Which cutouts.
+
+        Returns
+        -------
+        batch : dict of `~numpy.ndarray`
+            ``image`` and ``error`` in float32, ``mask`` in bool, and ``psf``;
+            ``error`` and ``psf`` only if the stack has them. Bad pixels are
+            0 in ``image`` and 1 in ``error``.
+        """
+        rows = np.asarray(indices)
+        batch = {"image": self.data[rows], "mask": self.mask[rows]}
+        if self.error is not None:
+            batch["error"] = self.error[rows]
+        if self.psf is not None:
+            shared = len(self.psf) == 1
+            batch["psf"] = self.psf[np.zeros_like(rows) if shared else rows]
+        return clean_batch(batch)
+
+    def replace(self, **changes):
+        """
+        Copy the stack with some attributes replaced.
+
+        Parameters
+        ----------
+        **changes
+            Arguments of `CutoutStack`.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            A new stack, in memory; flags that follow from the pixels are
+            added to the present ones.
+        """
+        names = (
+            *_PLANES,
+            *_COLUMNS,
+            "labels",
+            "psf",
+            "bands",
+            "pixel_scale",
+            "unit",
+            "steps",
+            "meta",
+        )
+        return CutoutStack(**({name: getattr(self, name) for name in names} | changes))
+
+    def write(self, path, *, overwrite=False):
+        """
+        Write the stack to an HDF5 file.
+
+        The file is complete or absent: it is written under a temporary name
+        and renamed.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, usually ``*.h5``.
+        overwrite : bool, optional
+            Replace an existing file.
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and ``overwrite`` is false.
+        """
+        with (
+            atomic_file(path, overwrite=overwrite) as temporary,
+            h5py.File(temporary, "w") as file,
+        ):
+            self._write_hdf5(file)
+
+    def _write_hdf5(self, file):
+        record = self.preprocessing | {"version": _FORMAT_VERSION, "meta": self.meta}
+        file.attrs["astrovae"] = json.dumps(record)
+        for name in (*_PLANES, *_COLUMNS, "labels", "psf"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            value = np.asarray(value)
+            if value.dtype.kind == "U":
+                value = value.astype(h5py.string_dtype())
+            chunks = (min(256, len(value)), *value.shape[1:]) if len(value) else None
+            file.create_dataset(name, data=value, chunks=chunks)
+
+    @classmethod
+    def read(cls, path):
+        """
+        Open a stack that was written with `write`.
+
+        Pixels are read when a batch or a selection asks for them.
+
+        Parameters
+        ----------
+        path : path-like
+            The HDF5 file.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            A stack whose planes stay on disk.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not a stack, or is damaged.
+        """
+        path = Path(path)
+        if not path.exists():
+            msg = f"There is no file {path}."
+            raise FileNotFoundError(msg)
+        try:
+            return cls._from_hdf5(path)
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            msg = f"{path} is not a readable stack of cutouts: {error}."
+            raise ValueError(msg) from error
+
+    @classmethod
+    def _from_hdf5(cls, path):
+        stack = cls.__new__(cls)
+        with h5py.File(path, "r") as file:
+            record = json.loads(file.attrs["astrovae"])
+            for name in (*_PLANES, "psf"):
+                plane = None
+                if name in file:
+                    plane = _FilePlane(path, name, file[name].shape, file[name].dtype)
+                setattr(stack, name, plane)
+            for name in (*_COLUMNS, "labels"):
+                value = file.get(name)
+                if value is not None:
+                    text = value.dtype.kind == "O"
+                    value = value.asstr()[()].astype(str) if text else value[()]
+                setattr(stack, name, value)
+            if stack.data is None:
+                raise KeyError("data")
+        scale = record["pixel_scale"]
+        stack.pixel_scale = None if scale is None else scale * u.arcsec
+        stack.unit = None if record["unit"] is None else u.Unit(record["unit"])
+        stack.bands = tuple(record["bands"])
+        stack.steps = tuple(record["steps"])
+        stack.meta = record["meta"]
+        stack._path = path
+        return stack
+
+
+class _FilePlane:
+    """Rows of an array in an HDF5 file, read where they are indexed."""
+
+    def __init__(self, path, name, shape, dtype, rows=None):
+        self.path, self.name = path, name
+        self.rows = np.arange(shape[0]) if rows is None else rows
+        self.shape, self.dtype = (len(self.rows), *shape[1:]), dtype
+        self.ndim = len(shape)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def select(self, rows):
+        """Choose rows without reading them."""
+        return _FilePlane(self.path, self.name, self.shape, self.dtype, self.rows[rows])
+
+    def __getitem__(self, index):
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is Ellipsis:
+            first, rest = slice(None), [Ellipsis, *rest]
+        rows = self.rows[first]
+        # h5py wants increasing, unique indices
+        unique, inverse = np.unique(rows, return_inverse=True)
+        with h5py.File(self.path, "r") as file:
+            dataset = file[self.name]
+            if len(unique) and unique[-1] - unique[0] + 1 == len(unique):
+                values = dataset[unique[0] : unique[-1] + 1]
+            else:
+                values = dataset[unique]
+        return values[inverse.reshape(np.shape(rows))][
+            (slice(None),) * np.ndim(rows) + tuple(rest)
+        ]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype=dtype)
+
+
+def _float_plane(name, data):
+    array = np.ma.filled(np.ma.asarray(data, dtype=np.float32), np.nan)
+    if array.ndim == 3:
+        array = array[..., np.newaxis]
+    if array.ndim != 4:
+        msg = (
+            f"{name} must have the shape (n, ny, nx, n_bands) or (n, ny, nx), "
+            f"got {array.shape}."
+        )
+        raise ValueError(msg)
+    if 0 in array.shape[1:]:
+        msg = f"{name} has no pixels: its shape is {array.shape}."
+        raise ValueError(msg)
+    return array
+
+
+def _plane(name, plane, shape):
+    """A plane with the shape of the data."""
+    array = np.asanyarray(plane)
+    if array.ndim == 3:
+        array = array[..., np.newaxis]
+    if array.shape == shape:
+        return array
+    if array.shape != (*shape[:3], 1):
+        msg = f"{name} has the shape {array.shape}, the data {shape}."
+        raise ValueError(msg)
+    return np.broadcast_to(array, shape, subok=True)
+
+
+def _where_any(mask, flag):
+    return mask.any(axis=(1, 2, 3)).astype(np.int32) * np.int32(flag)
+
+
+def _mask_flags(mask):
+    # several times faster than the mean of a bool array
+    counts = mask.view(np.uint8).sum(axis=(1, 2, 3), dtype=np.uint32)
+    share = counts / np.prod(mask.shape[1:])
+    none = (share == 1).astype(np.int32) * np.int32(Flag.NO_VALID_PIXEL)
+    return none | (share > 0.5).astype(np.int32) * np.int32(Flag.MOSTLY_MASKED)
+
+
+def _column(name, values, n, dtype, default):
+    if values is None:
+        return np.full(n, default, dtype=dtype)
+    array = np.array(values, dtype=dtype)
+    if array.shape != (n,):
+        msg = f"{name} has the shape {array.shape}, expected ({n},)."
+        raise ValueError(msg)
+    return array
+
+
+def _check_ids(ids, n):
+    array = np.asarray(ids)
+    if array.dtype.kind in "OS":
+        array = array.astype(str)
+    if array.dtype.kind not in "iuU":
+        msg = (
+            f"ids must be integers or strings, got dtype {array.dtype}. Identifiers "
+            "of 64 bits do not survive as floats: read them as integers."
+        )
+        raise ValueError(msg)
+    if array.shape != (n,):
+        msg = f"got {array.size} ids for {n} cutouts."
+        raise ValueError(msg)
+    return array.copy()
+
+
+def _check_bands(bands, n_bands):
+    if bands is None:
+        return tuple(f"band_{i}" for i in range(n_bands))
+    names = (bands,) if isinstance(bands, str) else tuple(str(b) for b in bands)
+    if len(names) != n_bands or len(set(names)) != n_bands:
+        msg = f"bands must be {n_bands} different names, got {names}."
+        raise ValueError(msg)
+    return names
+
+
+def _check_pixel_scale(pixel_scale):
+    if pixel_scale is None:
+        return None
+    scale = u.Quantity(pixel_scale, u.arcsec)
+    if not (scale.isscalar and np.isfinite(scale) and scale > 0):
+        msg = f"pixel_scale must be one positive angle, got {pixel_scale!r}."
+        raise ValueError(msg)
+    return scale
+
+
+def _check_psf(psf, shape):
+    array = np.asarray(psf, dtype=np.float32)
+    if array.ndim == 2:
+        array = array[np.newaxis, ..., np.newaxis]
+    elif array.ndim == 3:
+        array = array[..., np.newaxis]
+    if array.ndim != 4 or array.shape[0] not in (1, shape[0]):
+        msg = (
+            f"psf must have the shape ({shape[0]} or 1, ky, kx, {shape[3]}), "
+            f"got {np.shape(psf)}."
+        )
+        raise ValueError(msg)
+    if array.shape[3] not in (1, shape[3]):
+        msg = f"psf has {array.shape[3]} bands, the data {shape[3]}."
+        raise ValueError(msg)
+    return np.broadcast_to(array, (*array.shape[:3], shape[3]))
+
+
+def _check_labels(segmentation, labels, shape):
+    if segmentation is None:
+        return None, None
+    array = np.asarray(segmentation)
+    if array.shape != shape[:3] or array.dtype.kind not in "iu":
+        msg = (
+            f"segmentation must be integers of shape {shape[:3]}, got "
+            f"{array.dtype} of shape {array.shape}."
+        )
+        raise ValueError(msg)
+    array = array.astype(np.int32)
+    if labels is None:
+        labels = array[:, shape[1] // 2, shape[2] // 2]
+    return array, _column("labels", labels, shape[0], np.int32, 0)
