@@ -1,0 +1,248 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+Batches of galaxies for Keras, and compiled functions mapped over them.
+
+A *source* of galaxies is anything with ``len(source)`` and
+``source.batch(indices) -> dict of arrays``: a
+`~astrovae.images.CutoutStack`, or `Arrays` around plain arrays.
+"""
+
+import keras
+import numpy as np
+
+from astrovae._progress import progress_bar
+from astrovae._validation import check_positive_int, clean_batch
+
+__all__ = [
+    "Arrays",
+    "BatchDataset",
+    "EpochCallback",
+    "RowFunction",
+    "as_source",
+    "random_flips",
+]
+
+
+class Arrays:
+    """
+    A source of batches over arrays in memory.
+
+    Parameters
+    ----------
+    arrays : dict of array_like
+        Arrays of equal length.
+    clean : bool, optional
+        Whether the arrays are images, to be passed through
+        `~astrovae._validation.clean_batch`.
+    """
+
+    def __init__(self, arrays, *, clean=True):
+        self.arrays = {
+            name: np.asarray(array)
+            for name, array in arrays.items()
+            if array is not None
+        }
+        self.clean = clean
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1:
+            msg = f"arrays must be of equal length, got {lengths}."
+            raise ValueError(msg)
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self):
+        return self._length
+
+    def batch(self, indices):
+        """Read the rows ``indices`` of every array."""
+        batch = {name: array[indices] for name, array in self.arrays.items()}
+        return clean_batch(batch) if self.clean else batch
+
+
+def as_source(inputs):
+    """
+    Make a source of batches from a stack, an array of images or a dict.
+
+    Raises
+    ------
+    TypeError
+        If ``inputs`` is none of these.
+    """
+    if hasattr(inputs, "batch") and hasattr(inputs, "__len__"):
+        return inputs
+    if isinstance(inputs, dict):
+        if "image" not in inputs:
+            msg = f"a dict of inputs must have the key 'image', got {list(inputs)}."
+            raise ValueError(msg)
+        return Arrays(inputs)
+    array = inputs if hasattr(inputs, "dtype") else None
+    if array is None or np.ndim(array) not in (3, 4):
+        msg = (
+            "expected a CutoutStack, a dict with 'image', or an array of images of "
+            f"shape (n, ny, nx, n_bands), got {type(inputs).__name__}"
+            f"{'' if array is None else f' of shape {np.shape(array)}'}."
+        )
+        raise TypeError(msg)
+    return Arrays({"image": array})
+
+
+class BatchDataset(keras.utils.PyDataset):
+    """
+    Batches of a source, in an order that only seed and epoch decide.
+
+    So a training that was interrupted and resumed at an epoch sees the same
+    batches as one that was not. Keras does not tell a dataset which epoch
+    it is: `EpochCallback` does.
+
+    Parameters
+    ----------
+    source : source of batches
+        The galaxies.
+    batch_size : int
+        Galaxies per batch.
+    seed : int or None
+        Seed of the order; `None` keeps the order of the source.
+    augment : callable, optional
+        ``augment(batch, rng) -> batch`` changes training batches.
+    pad : bool, optional
+        Repeat the last galaxy to fill the last batch, so that all batches
+        have one shape and are compiled once.
+    **kwargs
+        Arguments of `keras.utils.PyDataset`.
+    """
+
+    def __init__(
+        self, source, batch_size, *, seed=None, augment=None, pad=False, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.source = source
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.seed = seed
+        self.augment = augment
+        self.pad = pad
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Shuffle for epoch ``epoch``."""
+        self.epoch = epoch
+        self.order = np.arange(len(self.source))
+        if self.seed is not None:
+            np.random.default_rng([self.seed, epoch]).shuffle(self.order)
+
+    def __len__(self):
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        rows = self.order[start : start + self.batch_size]
+        if self.pad and len(rows) < self.batch_size:
+            rows = np.pad(rows, (0, self.batch_size - len(rows)), mode="edge")
+        batch = self.source.batch(rows)
+        if self.augment is not None:
+            rng = np.random.default_rng([self.seed or 0, self.epoch, index])
+            batch = self.augment(batch, rng)
+        return batch
+
+
+class EpochCallback(keras.callbacks.Callback):
+    """Tell a `BatchDataset` which epoch begins."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.dataset.set_epoch(epoch)
+
+
+def random_flips(batch, rng):
+    """Turn and mirror all planes of each galaxy, one of eight ways at random."""
+    ways = rng.integers(8, size=len(batch["image"]))
+    turned = {}
+    for name, planes in batch.items():
+        out = np.array(planes)
+        for way in range(1, 8):
+            rows = ways == way
+            image = planes[rows][:, ::-1] if way & 4 else planes[rows]
+            out[rows] = np.rot90(image, way & 3, axes=(1, 2))
+        turned[name] = out
+    return turned
+
+
+class RowFunction(keras.Model):
+    """
+    A function of a batch, compiled on any backend, mapped over all rows.
+
+    This is the one way in which astrovae runs tensors outside training:
+    batches have one fixed shape, the last one is padded, and results come
+    back as NumPy arrays of the true length, also for zero rows.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(batch: dict of tensors) -> dict of tensors``, row by row.
+    model : `keras.Model` or `keras.layers.Layer`, optional
+        The owner of the weights that the function uses.
+    """
+
+    def __init__(self, function, model=None):
+        super().__init__()
+        self.function = function
+        self.model = model
+        # torch runs eagerly: its compiler costs minutes and needs a C++ compiler
+        self.compile(jit_compile=keras.config.backend() != "torch")
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+    def map(self, source, *, batch_size=256, description="", show_progress=False):
+        """
+        Apply the function to every row of a source.
+
+        Parameters
+        ----------
+        source : source of batches
+            The galaxies.
+        batch_size : int, optional
+            Rows at a time.
+        description : str, optional
+            What to show beside the progress bar.
+        show_progress : bool, optional
+            Whether to show one.
+
+        Returns
+        -------
+        results : dict of `~numpy.ndarray`
+            One row per row of the source.
+        """
+        n = len(source)
+        if n == 0:
+            return {
+                name: array[:0] for name, array in self.map(_OneRow(source)).items()
+            }
+        dataset = BatchDataset(source, min(batch_size, n), pad=True)
+        with progress_bar(description, n, show=show_progress) as advance:
+            size = dataset.batch_size
+            bar = keras.callbacks.LambdaCallback(
+                on_predict_batch_end=lambda batch, logs: advance(
+                    min(size, n - batch * size)
+                )
+            )
+            results = self.predict(dataset, verbose=0, callbacks=[bar])
+        return {name: array[:n] for name, array in results.items()}
+
+
+class _OneRow:
+    """A source with one row of zeros, shaped like an empty one."""
+
+    def __init__(self, empty):
+        self.empty = empty
+
+    def __len__(self):
+        return 1
+
+    def batch(self, indices):
+        batch = self.empty.batch(np.arange(0))
+        return {
+            name: np.zeros((len(indices), *array.shape[1:]), array.dtype)
+            for name, array in batch.items()
+        }

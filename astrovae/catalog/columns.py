@@ -1,0 +1,186 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+The one registry of the columns that astrovae writes.
+
+Each column gets its type, unit, UCD and description here, and nowhere
+else; the table of columns in the documentation is made from it.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["COLUMNS", "ColumnSpec"]
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """
+    What a column holds.
+
+    Parameters
+    ----------
+    dtype : str
+        NumPy type of an element.
+    shape : str
+        Shape of a row: empty for a number, otherwise the names of its axes.
+        ``n_bands`` is dropped for a single band.
+    unit : str
+        Unit; ``image`` stands for the unit of the pixels, and powers of it.
+    ucd : str
+        Unified Content Descriptor (IVOA UCD1+).
+    description : str
+        A sentence for readers of the catalogue.
+    """
+
+    dtype: str
+    shape: str
+    unit: str
+    ucd: str
+    description: str
+
+
+def _fit_columns():
+    """Columns of the Gaussian fit; each parameter comes with its error."""
+    shape = "six-parameter Gaussian"
+    parameters = {
+        "gauss_flux": (
+            "n_bands",
+            "image",
+            "phot.flux",
+            f"Flux under the {shape}",
+        ),
+        "gauss_x": ("", "pix", "pos.cartesian.x", f"Centre of the {shape} along x"),
+        "gauss_y": ("", "pix", "pos.cartesian.y", f"Centre of the {shape} along y"),
+        "gauss_sigma_major": (
+            "",
+            "pix",
+            "phys.angSize.smajAxis",
+            f"Standard deviation of the {shape} along its major axis",
+        ),
+        "gauss_sigma_minor": (
+            "",
+            "pix",
+            "phys.angSize.sminAxis",
+            f"Standard deviation of the {shape} along its minor axis",
+        ),
+        "gauss_theta": (
+            "",
+            "deg",
+            "pos.posAng",
+            f"Angle of the major axis of the {shape}, from +x towards +y",
+        ),
+    }
+    columns = {}
+    for name, (axes, unit, ucd, text) in parameters.items():
+        where = ", in pixels of the cutout, 0 at the centre of the first"
+        text = text + where if name in ("gauss_x", "gauss_y") else text
+        columns[name] = ColumnSpec("float64", axes, unit, ucd, f"{text}.")
+        columns[f"{name}_err"] = ColumnSpec(
+            "float64", axes, unit, f"stat.error;{ucd}", f"1-sigma error of {name}."
+        )
+    columns["gauss_background"] = ColumnSpec(
+        "float64",
+        "n_bands",
+        "image",
+        "instr.background",
+        "Constant background of the seven-parameter Gaussian fit, per pixel.",
+    )
+    for suffix, model in (("", shape), ("_background", f"{shape} plus constant")):
+        columns[f"gauss_mse{suffix}"] = ColumnSpec(
+            "float64",
+            "n_bands",
+            "image2",
+            "stat.fit.residual",
+            f"Mean squared residual of the {model} over valid pixels.",
+        )
+        columns[f"gauss_log_like{suffix}"] = ColumnSpec(
+            "float64",
+            "n_bands",
+            "",
+            "stat.likelihood",
+            f"Log-likelihood of the {model} at its best sigma: an upper bound "
+            "for every constant sigma.",
+        )
+    columns["gauss_flags"] = ColumnSpec(
+        "int32", "", "", "meta.code", "Flag bits of the Gaussian fit."
+    )
+    return columns
+
+
+def _win_columns():
+    columns = {}
+    for suffix, model in (("", "Gaussian"), ("_background", "Gaussian plus constant")):
+        columns[f"vae_beats_gauss_mse{suffix}"] = ColumnSpec(
+            "bool",
+            "n_bands",
+            "",
+            "meta.code",
+            f"Whether vae_mse is below that of the least-squares {model}.",
+        )
+        columns[f"vae_beats_gauss_like{suffix}"] = ColumnSpec(
+            "bool",
+            "n_bands",
+            "",
+            "meta.code",
+            f"Whether vae_log_like exceeds the likelihood of the {model} at its "
+            "best sigma, and so at every sigma.",
+        )
+    return columns
+
+
+#: Every column that astrovae writes, by name (without the optional prefix).
+COLUMNS = {
+    "latent_mean": ColumnSpec(
+        "float32",
+        "latent_dim",
+        "",
+        "stat.mean",
+        "Posterior means of the latent variables.",
+    ),
+    "latent_sigma": ColumnSpec(
+        "float32",
+        "latent_dim",
+        "",
+        "stat.error",
+        "Posterior standard deviations of the latent variables.",
+    ),
+    "latent_flags": ColumnSpec(
+        "int32", "", "", "meta.code", "Flag bits of the cutout that was encoded."
+    ),
+    "vae_elbo": ColumnSpec(
+        "float64",
+        "",
+        "",
+        "stat.likelihood",
+        "Evidence lower bound of the galaxy, in nats, with beta = 1.",
+    ),
+    "vae_kl": ColumnSpec(
+        "float64",
+        "",
+        "",
+        "stat.value",
+        "Divergence of the posterior from the prior, in nats.",
+    ),
+    "vae_mse": ColumnSpec(
+        "float64",
+        "n_bands",
+        "image2",
+        "stat.fit.residual",
+        "Mean squared residual of the reconstruction over valid pixels.",
+    ),
+    "vae_chi2": ColumnSpec(
+        "float64",
+        "n_bands",
+        "",
+        "stat.fit.chi2",
+        "Mean over valid pixels of squared residual over predicted variance.",
+    ),
+    "vae_log_like": ColumnSpec(
+        "float64",
+        "n_bands",
+        "",
+        "stat.likelihood",
+        "Log-likelihood of the pixels at the posterior mean.",
+    ),
+    **_fit_columns(),
+    **_win_columns(),
+}

@@ -1,0 +1,25 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Keras layers: sampling, priors and flows."""
+
+from astrovae.layers.flows import MADE, ActNorm, Bijector, MaskedAutoregressiveFlow
+from astrovae.layers.priors import (
+    FlowPrior,
+    GaussianPrior,
+    MixturePrior,
+    Prior,
+    VampPrior,
+)
+from astrovae.layers.sampling import GaussianSampling
+
+__all__ = [
+    "MADE",
+    "ActNorm",
+    "Bijector",
+    "FlowPrior",
+    "GaussianPrior",
+    "GaussianSampling",
+    "MaskedAutoregressiveFlow",
+    "MixturePrior",
+    "Prior",
+    "VampPrior",
+]

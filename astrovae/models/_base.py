@@ -1,0 +1,252 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""What models of galaxy images have in common: doors for data and presets."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+
+from astrovae._batches import (
+    BatchDataset,
+    EpochCallback,
+    RowFunction,
+    as_source,
+    random_flips,
+)
+from astrovae._validation import (
+    check_option,
+    check_positive_int,
+    check_preprocessing,
+)
+
+__all__ = ["GalaxyModel"]
+
+
+class GalaxyModel(keras.Model):
+    """
+    Base of Keras models that take stacks of cutouts or arrays.
+
+    A subclass defines ``call`` and ``compute_loss`` over a batch (a dict of
+    tensors) and ``adapt``, which measures constants on the training images.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        The shape of an image, ``(ny, nx, n_bands)``.
+    preprocessing : dict, optional
+        The record of how the training images were prepared.
+    seed : int, optional
+        Seed of the order of batches.
+    **kwargs
+        Arguments of `keras.Model`.
+    """
+
+    def __init__(self, image_shape, preprocessing=None, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.image_shape = _check_image_shape(image_shape)
+        self.seed = seed
+        self.sha256 = None
+        # a plain object: Keras would track, wrap and save what it holds
+        self._plain = SimpleNamespace(preprocessing=preprocessing, functions={})
+
+    @property
+    def preprocessing(self):
+        """How the training images were prepared, or None."""
+        return self._plain.preprocessing
+
+    def compile(self, optimizer="adam", jit_compile="auto", **kwargs):
+        """
+        Configure training.
+
+        Parameters
+        ----------
+        optimizer : str or `keras.optimizers.Optimizer`, optional
+            The optimizer.
+        jit_compile : bool or "auto", optional
+            "auto" compiles on TensorFlow and JAX, also on a CPU.
+        **kwargs
+            Further arguments of `keras.Model.compile`. The loss is the
+            model's own.
+        """
+        if jit_compile == "auto":
+            jit_compile = keras.config.backend() != "torch"
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=128,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_data=None,
+        augment=None,
+        **kwargs,
+    ):
+        """
+        Train on galaxies.
+
+        Parameters
+        ----------
+        x : `~astrovae.images.CutoutStack`, array, dict, or Keras dataset
+            Training images.
+        y : None
+            There are no targets.
+        batch_size : int, optional
+            Galaxies per step.
+        epochs : int, optional
+            Passes over the galaxies.
+        verbose, callbacks, **kwargs
+            As for `keras.Model.fit`.
+        validation_data : `~astrovae.images.CutoutStack`, array or dict, optional
+            Galaxies that are not trained on.
+        augment : {None, "flips"}, optional
+            Mirror and turn each batch of square cutouts at random.
+
+        Returns
+        -------
+        history : `keras.callbacks.History`
+            Loss and terms by epoch.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to train on, or the images do not fit.
+        """
+        check_option("augment", augment, (None, "flips"))
+        if isinstance(x, keras.utils.PyDataset) or not _is_source_like(x):
+            return super().fit(
+                x,
+                y,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_data=validation_data,
+                **kwargs,
+            )
+        source = self._source(x)
+        if augment == "flips" and self.image_shape[0] != self.image_shape[1]:
+            msg = f"augment='flips' needs square cutouts, got {self.image_shape}."
+            raise ValueError(msg)
+        if not self.adapted:
+            self.adapt(source)
+        self._plain.preprocessing = getattr(source, "preprocessing", self.preprocessing)
+        dataset = BatchDataset(
+            source,
+            batch_size,
+            seed=0 if self.seed is None else self.seed,
+            augment=random_flips if augment == "flips" else None,
+        )
+        if validation_data is not None:
+            validation_data = BatchDataset(self._source(validation_data), batch_size)
+        return super().fit(
+            dataset,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=[EpochCallback(dataset), *(callbacks or [])],
+            validation_data=validation_data,
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, batch_size=128, **kwargs):
+        """Evaluate the loss on galaxies; arguments as for `fit`."""
+        if _is_source_like(x):
+            x, batch_size = BatchDataset(self._source(x), batch_size), None
+        return super().evaluate(x, y, batch_size=batch_size, **kwargs)
+
+    def predict(self, x, batch_size=256, **kwargs):
+        """Give the terms of `call` for galaxies, as NumPy arrays."""
+        if _is_source_like(x):
+            x, batch_size = BatchDataset(self._source(x), batch_size), None
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def _source(self, inputs):
+        """Check images at the door."""
+        source = as_source(inputs)
+        shape = source.batch(np.arange(0))["image"].shape[1:]
+        if shape != self.image_shape:
+            msg = (
+                f"the model takes images of shape {self.image_shape} "
+                f"(ny, nx, n_bands), got {shape}."
+            )
+            raise ValueError(msg)
+        check_preprocessing(self.preprocessing, getattr(source, "preprocessing", None))
+        return source
+
+    def _map(self, name, function, source, **kwargs):
+        """Run a function of a batch over a source, compiled once."""
+        functions = self._plain.functions
+        if name not in functions:
+            functions[name] = RowFunction(function, self)
+        return functions[name].map(source, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset, **kwargs):
+        """
+        Make a model from a named preset or a preset folder.
+
+        Parameters
+        ----------
+        preset : str or path-like
+            A name, e.g. "regier2015": an architecture without weights; or a
+            folder written by `save_preset`: a trained model.
+        **kwargs
+            For a name: ``image_shape``, and any argument of `VAE` to set
+            otherwise than the preset does.
+
+        Returns
+        -------
+        model : `VAE`
+            The model.
+
+        Raises
+        ------
+        ~astrovae.exceptions.PresetError
+            If there is no such preset, or the folder is incomplete, unreadable
+            or was altered.
+        """
+        from astrovae.models.presets import load_preset
+
+        return load_preset(preset, **kwargs)
+
+    def save_preset(self, folder, *, overwrite=False, metadata=None):
+        """
+        Write configuration, weights and preparation record to a folder.
+
+        Parameters
+        ----------
+        folder : path-like
+            The folder to make. It appears complete or not at all.
+        overwrite : bool, optional
+            Replace an existing preset folder.
+        metadata : dict, optional
+            Anything to keep in ``metadata.json``.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder exists and ``overwrite`` is false.
+        """
+        from astrovae.models.presets import save_preset
+
+        save_preset(self, folder, overwrite=overwrite, metadata=metadata)
+
+
+def _check_image_shape(image_shape):
+    shape = tuple(image_shape)
+    if len(shape) != 3:
+        msg = f"image_shape must be (ny, nx, n_bands), got {image_shape!r}."
+        raise ValueError(msg)
+    return tuple(check_positive_int("image_shape", size) for size in shape)
+
+
+def _is_source_like(inputs):
+    """Whether inputs are galaxies for `as_source`, not a Keras dataset."""
+    return (hasattr(inputs, "batch") and hasattr(inputs, "__getitem__")) or isinstance(
+        inputs, (dict, np.ndarray)
+    )

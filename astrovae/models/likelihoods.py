@@ -1,0 +1,257 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""How pixels scatter around the galaxy that a decoder paints."""
+
+import keras
+from keras import ops
+
+from astrovae._validation import check_option
+from astrovae.ops import gaussian_log_prob, weighted_sum
+
+__all__ = ["GaussianLikelihood"]
+
+# learned variances below this share of the squared image scale are numerical
+# noise: 1e-3 of the scale is far below the noise of any real image
+_RELATIVE_FLOOR = 1e-6
+# the published exp of Regier et al. overflows; exp(+-20) spans 17 decades
+_LOG_VAR_LIMIT = 20.0
+
+
+@keras.saving.register_keras_serializable("astrovae")
+class GaussianLikelihood:
+    """
+    Independent normal pixels of known and learned variance.
+
+    The variance of a pixel is ``error**2 + learned + floor``: the known
+    noise, if there is an error plane; what the decoder learns about how
+    badly it paints such galaxies, if ``learn_variance``; and a floor. Masked
+    pixels never count.
+
+    Parameters
+    ----------
+    learn_variance : bool, optional
+        Whether the decoder has a second map per band for the variance.
+        Without it, images must come with errors.
+    sigma_floor : float, optional
+        Smallest standard deviation, in the unit of the pixels. Give
+        ``step / sqrt(12)`` for images that were stored in steps of ``step``
+        (for 8-bit images, ``1 / sqrt(12)`` of a level): without it, constant
+        pixels let the likelihood grow without limit.
+    transform : {"softplus", "exp"}, optional
+        How a map of real numbers becomes a variance. "exp" is what Regier
+        et al. published; its argument is clipped to +-20.
+    beta_nll : float, optional
+        Between 0, training by likelihood, and 1, training of the mean as if
+        all pixels of a galaxy had the same variance. Reported likelihoods are
+        always the true ones.
+
+    Notes
+    -----
+    Decoders work in units of the image scale of the model, in which pixels
+    are of order one; so does this class, and the model accounts for the
+    change of unit.
+
+    References
+    ----------
+    Regier et al. 2015, NIPS workshop "A deep generative model for astronomical
+    images of galaxies"; Kendall & Gal 2017, NIPS (arXiv:1703.04977); for
+    ``beta_nll`` Seitzer et al. 2022, ICLR (arXiv:2203.09168).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astrovae.models import GaussianLikelihood
+    >>> likelihood = GaussianLikelihood()
+    >>> image = np.zeros((1, 2, 2, 1), "float32")
+    >>> params = {"mean": image, "log_var": image}
+    >>> round(float(likelihood.log_prob(image, params)[0]), 3)
+    -3.676
+    """
+
+    def __init__(
+        self,
+        learn_variance=True,
+        sigma_floor=0.0,
+        transform="softplus",
+        beta_nll=0.0,
+    ):
+        if sigma_floor < 0:
+            msg = f"sigma_floor must not be negative, got {sigma_floor}."
+            raise ValueError(msg)
+        self.learn_variance = bool(learn_variance)
+        if not 0 <= beta_nll <= 1:
+            msg = f"beta_nll must be between 0 and 1, got {beta_nll}."
+            raise ValueError(msg)
+        self.sigma_floor = float(sigma_floor)
+        self.beta_nll = float(beta_nll)
+        self.transform = check_option("transform", transform, ("softplus", "exp"))
+
+    @property
+    def num_parameters(self):
+        """The number of maps per band that a decoder must give."""
+        return 2 if self.learn_variance else 1
+
+    def floor(self, scale):
+        """
+        Give the variance floor in units of the squared scale.
+
+        Parameters
+        ----------
+        scale : tensor, shape (n_bands,)
+            Image scale of each band, in the unit of the pixels.
+
+        Returns
+        -------
+        tensor, shape (n_bands,)
+            The floor.
+        """
+        return ops.square(self.sigma_floor / scale) + _RELATIVE_FLOOR
+
+    def parameters(self, maps, scale):
+        """
+        Turn decoder maps into the parameters of the pixel distribution.
+
+        Parameters
+        ----------
+        maps : tensor, shape (n, ny, nx, num_parameters * n_bands)
+            Output of a decoder.
+        scale : tensor, shape (n_bands,)
+            Image scale of each band.
+
+        Returns
+        -------
+        params : dict of tensor
+            ``mean`` and ``log_var``, each ``(n, ny, nx, n_bands)``, in units
+            of the scale. ``log_var`` holds the learned variance and the floor,
+            not the known noise.
+        """
+        maps = ops.cast(maps, "float32")
+        floor = self.floor(scale)
+        if not self.learn_variance:
+            log_var = ops.broadcast_to(ops.log(floor), ops.shape(maps))
+            return {"mean": maps, "log_var": log_var}
+        mean, raw = ops.split(maps, 2, axis=-1)
+        if self.transform == "softplus":
+            learned = ops.softplus(raw)
+        else:
+            learned = ops.exp(ops.clip(raw, -_LOG_VAR_LIMIT, _LOG_VAR_LIMIT))
+        return {"mean": mean, "log_var": ops.log(learned + floor)}
+
+    def variance(self, params, error=None):
+        """
+        Give the total variance of each pixel.
+
+        Parameters
+        ----------
+        params : dict of tensor
+            As given by `parameters`.
+        error : tensor, optional
+            1-sigma errors, in units of the scale.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Known, learned and floor variance together.
+        """
+        variance = ops.exp(params["log_var"])
+        return variance if error is None else ops.add(variance, ops.square(error))
+
+    def log_prob_map(self, image, params, error=None):
+        """
+        Give the log-likelihood of every pixel.
+
+        Parameters
+        ----------
+        image : tensor, shape (n, ny, nx, n_bands)
+            The pixels.
+        params : dict of tensor
+            As given by `parameters`.
+        error : tensor, optional
+            1-sigma errors.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Log-densities, all constants included.
+
+        Raises
+        ------
+        ValueError
+            If the variance is neither learned nor given.
+        """
+        if error is None and not self.learn_variance:
+            msg = (
+                "This model takes the noise from the errors of the images, and these "
+                "have none. Give error=... to make_cutouts or CutoutStack."
+            )
+            raise ValueError(msg)
+        log_var = ops.log(self.variance(params, error))
+        return gaussian_log_prob(image, params["mean"], log_var)
+
+    def objective_map(self, image, params, valid, error=None):
+        """
+        Give what training maximises in place of the log-likelihood.
+
+        With ``beta_nll`` it is the log-likelihood of each pixel times
+        ``variance**beta_nll``, relative to its mean over the galaxy and
+        without gradient: pixels that are painted badly then do not escape by
+        calling themselves noisy.
+
+        Parameters
+        ----------
+        image, params, error : tensor
+            As for `log_prob_map`.
+        valid : tensor
+            1 for the pixels that count.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Terms whose sum over valid pixels is maximised.
+        """
+        terms = self.log_prob_map(image, params, error)
+        if self.beta_nll == 0.0:
+            return terms
+        variance = self.variance(params, error)
+        weight = ops.multiply(valid, ops.power(variance, self.beta_nll))
+        count = ops.maximum(ops.sum(valid, axis=(1, 2), keepdims=True), 1.0)
+        mean = ops.sum(weight, axis=(1, 2), keepdims=True) / count
+        return terms * ops.stop_gradient(weight / ops.maximum(mean, 1e-30))
+
+    def log_prob(self, image, params, mask=None, error=None):
+        """
+        Give the log-likelihood of every galaxy.
+
+        Parameters
+        ----------
+        image : tensor, shape (n, ny, nx, n_bands)
+            The pixels.
+        params : dict of tensor
+            ``mean`` and ``log_var``.
+        mask : tensor, optional
+            True for bad pixels, which do not count.
+        error : tensor, optional
+            1-sigma errors.
+
+        Returns
+        -------
+        tensor, shape (n,)
+            Sums over the valid pixels.
+        """
+        terms = self.log_prob_map(image, params, error)
+        if mask is None:
+            return ops.sum(terms, axis=(1, 2, 3))
+        return weighted_sum(terms, 1.0 - ops.cast(mask, "float32"))
+
+    def get_config(self):
+        """Give the arguments, for serialisation."""
+        return {
+            "learn_variance": self.learn_variance,
+            "sigma_floor": self.sigma_floor,
+            "transform": self.transform,
+            "beta_nll": self.beta_nll,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Make a likelihood from its arguments."""
+        return cls(**config)

@@ -1,0 +1,191 @@
+"""Tests of the columns that are appended to catalogues."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import QTable, Table
+from numpy.testing import assert_allclose
+
+from astrovae.catalog import (
+    COLUMNS,
+    add_baselines,
+    add_latents,
+    add_reconstruction,
+    annotate,
+)
+from astrovae.exceptions import FlaggedRowsWarning, PreprocessingError
+from astrovae.flags import Flag, decode_flags
+
+# rows of the catalogue that cannot be measured, and why
+BAD = {2: "no_position", 3: "no_overlap", 4: "non_finite"}
+
+
+class Gauss:
+    """A baseline by hand."""
+
+    def measure(self, stack, show_progress=False):
+        n = len(stack)
+        return {
+            "gauss_mse": np.full(n, 1.0),
+            "gauss_log_like": np.full(n, 0.0),
+            "gauss_flux": np.full(n, 3.0),
+            "gauss_flags": np.zeros(n, np.int32),
+        }
+
+
+def add(table, encoder, stack, **kwargs):
+    """Append latents, expecting the warning."""
+    with pytest.warns(FlaggedRowsWarning, match=r"3 of 7 rows .* \(latents\)"):
+        return add_latents(table, encoder, stack, **kwargs)
+
+
+def test_rows_are_safe(table, encoder, stack):
+    """Order, ids, columns and metadata stay; bad rows are masked and flagged."""
+    before = table.copy()
+    result = add(table, encoder, stack)
+    assert table.colnames == before.colnames
+    assert table.meta == before.meta
+    for name in before.colnames:
+        assert np.array_equal(np.ma.getdata(result[name]), np.ma.getdata(before[name]))
+        for other in (table, result):
+            mask = np.ma.getmaskarray(other[name])
+            assert np.array_equal(mask, np.ma.getmaskarray(before[name]))
+    assert result["objid"].dtype == np.int64
+    masked = result["latent_mean"].mask
+    assert np.flatnonzero(masked.all(axis=1)).tolist() == sorted(BAD)
+    assert np.array_equal(masked, result["latent_sigma"].mask)
+    for row, reason in BAD.items():
+        assert reason in decode_flags(int(result["latent_flags"][row]))
+        assert result["latent_flags"][row] & Flag.NO_VALID_PIXEL
+    assert_allclose(result["latent_sigma"][0], 2)
+
+
+def test_bad_rows_do_not_touch_the_others(image, table, encoder, stack):
+    """The same values, bit for bit, as in a catalogue without them."""
+    from astrovae.images import make_cutouts
+
+    good = [0, 1, 5, 6]
+    alone = add_latents(
+        table[good], encoder, make_cutouts(image, table[good], 11, id_column="objid")
+    )
+    together = add(table, encoder, stack)
+    assert np.array_equal(alone["latent_mean"], together["latent_mean"][good])
+    assert alone["latent_mean"].dtype == np.float32
+    assert np.array_equal(together["latent_mean"][0], together["latent_mean"][5])
+
+
+def test_columns_are_documented(table, encoder, stack):
+    """Description, UCD and provenance come with them."""
+    result = add(table, encoder, stack, prefix="a_")
+    for name in ("latent_mean", "latent_sigma", "latent_flags"):
+        info = result["a_" + name].info
+        assert info.description == COLUMNS[name].description
+        assert info.meta["ucd"] == COLUMNS[name].ucd
+    record = result.meta["astrovae"]["a_"]["latents"]
+    assert record["class"] == "Encoder"
+    assert record["n_rows"] == 7
+    assert record["n_masked"] == 3
+    assert record["columns"] == ["a_latent_mean", "a_latent_sigma", "a_latent_flags"]
+
+
+def test_models_live_side_by_side(table, encoder, stack):
+    """By prefix; and nothing is overwritten unless asked."""
+    once = add(table, encoder, stack)
+    twice = add(once, encoder, stack, prefix="b_")
+    assert {"latent_mean", "b_latent_mean"} <= set(twice.colnames)
+    assert set(twice.meta["astrovae"]) == {"default", "b_"}
+    with pytest.raises(ValueError, match="already has latent_mean.*overwrite=True"):
+        add_latents(once, encoder, stack)
+    again = add(once, encoder, stack, overwrite=True)
+    assert again.colnames == once.colnames
+
+
+def test_sigma_is_masked_without_variances(table, stack):
+    """A model that gives no variance gives no sigma."""
+
+    class Embedding:
+        def encode(self, stack):
+            return np.ones((len(stack), 4)), None
+
+    with pytest.warns(FlaggedRowsWarning):
+        result = add_latents(table, Embedding(), stack)
+    assert result["latent_sigma"].mask.all()
+    assert not result["latent_mean"].mask[0].any()
+
+
+def test_wins_are_those_of_numpy(table, meter, stack):
+    """Smaller error and larger likelihood win; unmeasured rows are masked."""
+    with pytest.warns(FlaggedRowsWarning):
+        result = add_baselines(table, stack, [Gauss()], model=meter)
+    expected = result["vae_mse"] < 1
+    wins = result["vae_beats_gauss_mse"]
+    assert np.flatnonzero(wins.mask).tolist() == sorted(BAD)
+    assert np.array_equal(np.ma.compressed(wins), np.ma.compressed(expected))
+    likes = result["vae_log_like"] > 0
+    assert np.array_equal(
+        np.ma.compressed(result["vae_beats_gauss_like"]), np.ma.compressed(likes)
+    )
+    assert "baselines:Gauss" in result.meta["astrovae"]["default"]
+
+
+def test_units_follow_the_pixels(image, table, meter, stack):
+    """Fluxes have the unit of the pixels, squared errors its square."""
+    stack = stack.replace(unit="nJy")
+    with pytest.warns(FlaggedRowsWarning):
+        result = add_baselines(QTable(table), stack, [Gauss()], model=meter)
+    assert result["gauss_flux"].unit == u.nJy
+    assert result["vae_mse"].unit == u.nJy**2
+    assert result["gauss_flux"].mask[3]
+    assert not result["gauss_flux"].mask[0]
+    assert result["vae_beats_gauss_mse"].mask[3]
+
+
+def test_empty_catalogue(image, table, encoder, meter):
+    """No rows, but all columns."""
+    from astrovae.images import make_cutouts
+
+    nothing = table[:0]
+    stack = make_cutouts(image, nothing, 11, id_column="objid")
+    result = add_latents(nothing, encoder, stack)
+    result = add_baselines(result, stack, [Gauss()], model=meter)
+    assert len(result) == 0
+    assert result["latent_mean"].shape == (0, 2)
+    assert "vae_beats_gauss_mse" in result.colnames
+
+
+def test_annotate_is_all_of_it(table, encoder, meter, stack):
+    """The same columns as one by one."""
+
+    class Model(type(encoder), type(meter)):
+        pass
+
+    with pytest.warns(FlaggedRowsWarning):
+        together = annotate(table, Model(), stack, baselines=[Gauss()])
+        one = add_latents(table, Model(), stack)
+        one = add_reconstruction(one, Model(), stack)
+        one = add_baselines(one, stack, [Gauss()])
+    assert together.colnames == one.colnames
+    for name in one.colnames:
+        assert np.ma.allequal(together[name], one[name])
+
+
+def test_wrong_partners_are_refused(table, encoder, stack):
+    """Another length, another order, no table, another preparation."""
+    with pytest.raises(ValueError, match="7 rows and the stack 3 cutouts"):
+        add_latents(table, encoder, stack[:3])
+    with pytest.raises(ValueError, match="row 0 of the table has objid"):
+        add_latents(table, encoder, stack[::-1])
+    with pytest.raises(TypeError, match=r"Table\.from_pandas"):
+        add_latents(table.to_pandas(), encoder, stack)
+    with pytest.raises(ValueError, match="what must be one of"):
+        annotate(table, encoder, stack, what=["everything"])
+    encoder.preprocessing = {**stack.preprocessing, "pixel_scale": 0.1}
+    with pytest.raises(PreprocessingError, match="pixel scale"):
+        annotate(table, encoder, stack, what=["latents"])
+
+
+def test_reconstruction_columns(table, meter, stack):
+    """Measured columns are masked where nothing was measured."""
+    with pytest.warns(FlaggedRowsWarning):
+        result = add_reconstruction(Table(table), meter, stack)
+    assert np.flatnonzero(result["vae_mse"].mask).tolist() == sorted(BAD)

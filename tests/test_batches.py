@@ -1,0 +1,100 @@
+"""Tests of batches and of functions mapped over them."""
+
+import keras
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from astrovae._batches import (
+    Arrays,
+    BatchDataset,
+    RowFunction,
+    as_source,
+    random_flips,
+)
+
+
+@pytest.fixture
+def images(rng):
+    """Eleven small images."""
+    return rng.normal(size=(11, 4, 4, 1)).astype("float32")
+
+
+def sums(batch):
+    """Sum of the pixels of each galaxy."""
+    return {"sum": keras.ops.sum(batch["image"], axis=(1, 2, 3))}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 11, 50])
+def test_row_function_covers_every_row_once(images, batch_size):
+    """Whatever the batch size; the padding of the last batch is cut off."""
+    result = RowFunction(sums).map(as_source(images), batch_size=batch_size)
+    assert_allclose(result["sum"], images.sum(axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_row_function_of_nothing(images):
+    """Zero rows give zero rows of the same kind."""
+    result = RowFunction(sums).map(as_source(images[:0]))
+    assert result["sum"].shape == (0,)
+    assert result["sum"].dtype == np.float32
+
+
+def test_order_depends_on_seed_and_epoch(images):
+    """Each epoch has its own order, the same whenever it is asked for."""
+    dataset = BatchDataset(as_source(images), 4, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        orders.append(dataset.order.tolist())
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[1]) == list(range(11))
+    assert len(dataset) == 3
+
+
+def test_fit_uses_the_order_of_the_epoch(images):
+    """Keras asks for the batches of an epoch after its order was set."""
+    from astrovae.models import VAE
+
+    seen = []
+
+    class Spy(BatchDataset):
+        def __getitem__(self, index):
+            seen.append((self.epoch, index))
+            return super().__getitem__(index)
+
+    from astrovae._batches import EpochCallback
+
+    vae = VAE((4, 4, 1), latent_dim=1)
+    vae.compile()
+    dataset = Spy(as_source(images), 11, seed=0)
+    vae.fit(dataset, epochs=3, verbose=0, callbacks=[EpochCallback(dataset)])
+    epochs = [epoch for epoch, index in seen]
+    assert epochs[-3:] == [0, 1, 2]
+
+
+def test_random_flips_keep_planes_together(rng):
+    """All planes of a galaxy are turned alike, and all eight ways occur."""
+    image = rng.normal(size=(200, 5, 5, 1)).astype("float32")
+    batch = {"image": image, "error": image + 7, "mask": image > 0}
+    turned = random_flips(batch, rng)
+    assert_allclose(turned["error"], turned["image"] + 7)
+    assert np.array_equal(turned["mask"], turned["image"] > 0)
+    ways = set()
+    for before, after in zip(image[..., 0], turned["image"][..., 0]):
+        for way in range(8):
+            other = np.rot90(before[::-1] if way & 4 else before, way & 3)
+            if np.array_equal(other, after):
+                ways.add(way)
+    assert ways == set(range(8))
+
+
+def test_bad_sources(images):
+    """Misuse is named."""
+    with pytest.raises(TypeError, match="expected a CutoutStack"):
+        as_source([1, 2])
+    with pytest.raises(ValueError, match="must have the key 'image'"):
+        as_source({"pixels": images})
+    with pytest.raises(ValueError, match="equal length"):
+        Arrays({"image": images, "mask": images[:2]})
+    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+        BatchDataset(as_source(images), 0)
