@@ -1,0 +1,17 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""From images and catalogues to clean stacks of cutouts."""
+
+from astrovae.images.cleaning import clean_cutouts, measure_background
+from astrovae.images.cutouts import make_cutouts
+from astrovae.images.detection import detect_sources
+from astrovae.images.readers import read_image
+from astrovae.images.stack import CutoutStack
+
+__all__ = [
+    "CutoutStack",
+    "clean_cutouts",
+    "detect_sources",
+    "make_cutouts",
+    "measure_background",
+    "read_image",
+]

@@ -1,0 +1,397 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Tests of detect_sources, clean_cutouts and measure_background."""
+
+import json
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.nddata import NDData
+from astropy.stats import sigma_clipped_stats
+from astropy.table import Table
+from numpy.testing import assert_allclose, assert_array_equal
+from photutils.segmentation import SourceCatalog
+from scipy import ndimage
+
+from astrovae.datasets import hubble_deep_field, make_galaxies, make_survey
+from astrovae.flags import Flag
+from astrovae.images import (
+    CutoutStack,
+    clean_cutouts,
+    detect_sources,
+    make_cutouts,
+    measure_background,
+)
+from astrovae.images.cleaning import dilate
+
+
+@pytest.fixture(scope="module")
+def survey():
+    """Return truth, image, detected sources and segmentation."""
+    truth, image = make_survey(
+        60, n_stars=30, shape=(400, 420), bands=("g", "r"), background=50, seed=2
+    )
+    return truth, image, *detect_sources(image)
+
+
+@pytest.fixture(scope="module")
+def stack(survey):
+    """Return cutouts of all detected sources, with labels."""
+    _, image, table, segments = survey
+    return make_cutouts(image, table, 48, segmentation=segments)
+
+
+def match(truth, table):
+    """Return the nearest detection of each true source, and its distance."""
+    dx = truth["x"].value[:, np.newaxis] - table["x"].value
+    dy = truth["y"].value[:, np.newaxis] - table["y"].value
+    distance = np.hypot(dx, dy)
+    return distance.argmin(axis=1), distance.min(axis=1)
+
+
+class TestDetectSources:
+    """Sources of a simulated and of a real image."""
+
+    def test_finds_sources(self, survey):
+        truth, _, table, segments = survey
+        _, distance = match(truth, table)
+        assert (distance < 2).mean() > 0.85
+        assert len(table) == segments.n_labels
+        # nothing is found that is not there
+        dx = truth["x"].value - table["x"].value[:, np.newaxis]
+        dy = truth["y"].value - table["y"].value[:, np.newaxis]
+        assert (np.hypot(dx, dy).min(axis=1) < 5).mean() > 0.97
+
+    def test_stars_are_no_larger_than_the_blur(self, survey):
+        truth, _, table, _ = survey
+        row, distance = match(truth, table)
+        close = np.hypot(
+            truth["x"].value - truth["x"].value[:, np.newaxis],
+            truth["y"].value - truth["y"].value[:, np.newaxis],
+        )
+        np.fill_diagonal(close, np.inf)
+        alone = (close.min(axis=1) > 20) & (distance < 1)
+        compact = (table["flags"][row] & Flag.NOT_LARGER_THAN_PSF) > 0
+        star = truth["kind"] == "star"
+        large = truth["half_light_radius"].unmasked.value > 4
+        assert (star & alone).sum() > 10
+        assert compact[star & alone].mean() > 0.9
+        assert compact[~star & alone & large].mean() < 0.1
+        # a Gaussian of 3 pixels, made wider by the pixels
+        assert_allclose(table.meta["detect_sources"]["psf_fwhm"], 3.1, rtol=0.1)
+
+    def test_moments_are_those_of_photutils(self, survey):
+        _, image, _, _ = survey
+        bands = image.data - 50
+        snr = bands.sum(axis=-1) / np.sqrt(2)
+        table, segments = detect_sources(snr, kernel_fwhm=0, n_sigma=5)
+        catalog = SourceCatalog(snr, segments)
+        assert_allclose(table["x"].value, catalog.x_centroid, atol=0.05)
+        assert_allclose(table["y"].value, catalog.y_centroid, atol=0.05)
+        bright = (table["peak_snr"] > 30) & (table["axis_ratio"] < 0.8)
+        angle = table["angle"][bright] - catalog.orientation[bright]
+        assert_allclose(np.sin(angle), 0, atol=0.05)
+        ratio = 1 / catalog.elongation[bright].value
+        assert_allclose(table["axis_ratio"][bright], ratio, rtol=0.05)
+        assert_allclose(table["flux"], catalog.segment_flux, rtol=0.05, atol=20)
+
+    def test_columns(self, survey):
+        _, image, table, _ = survey
+        assert table["x"].unit == table["size"].unit == u.pix
+        assert table["angle"].unit == table["ra"].unit == u.deg
+        assert table["flux"].shape == (len(table), 2)
+        assert all(table[name].info.description for name in table.colnames)
+        assert_allclose(np.median(table["background"]), 50, atol=0.3)
+        assert_allclose(np.median(table["background_rms"]), 1, atol=0.1)
+        back = image.wcs.world_to_pixel_values(table["ra"].value, table["dec"].value)
+        assert_allclose(back[0], table["x"].value, atol=1e-6)
+        one, _ = detect_sources(image.data[..., 0])
+        assert one["flux"].shape == (len(one),)
+
+    def test_units(self, survey):
+        image = survey[1]
+        other, _ = detect_sources(NDData(image.data[..., 0], unit="nJy"))
+        assert other["flux"].unit == u.nJy
+        assert other["background_rms"].unit == u.nJy
+
+    def test_truncated(self, survey):
+        _, _, table, segments = survey
+        edge = np.unique(
+            np.concatenate(
+                [
+                    segments.data[[0, -1]].ravel(),
+                    segments.data[:, 0],
+                    segments.data[:, -1],
+                ]
+            )
+        )
+        found = table["label"][(table["flags"] & Flag.SOURCE_TRUNCATED) > 0]
+        assert_array_equal(found, edge[edge > 0])
+
+    def test_mask_and_nan(self, survey):
+        """Bad pixels belong to no source, and cut sources are flagged."""
+        _, image, table, _ = survey
+        row = np.argmax(table["peak_snr"])
+        x, y = (int(table[name][row].value) for name in ("x", "y"))
+        mask = np.zeros(image.data.shape[:2], bool)
+        mask[y - 3 : y + 4, x] = True
+        data = image.data.copy()
+        data[mask] = np.nan
+        for options in ({"mask": mask}, {"image": data}):
+            source = options.pop("image", image.data)
+            new, segments = detect_sources(source, band_axis=2, **options)
+            assert (segments.data[mask] == 0).all()
+            near = np.hypot(new["x"].value - x, new["y"].value - y) < 6
+            assert (new["flags"][near] & Flag.SOURCE_TRUNCATED).all()
+        assert np.isfinite(new["flux"]).all()
+
+    def test_nothing_there(self, rng):
+        """Noise gives an empty table with all columns."""
+        table, segments = detect_sources(rng.normal(size=(100, 100)), n_sigma=6)
+        assert len(table) == 0
+        assert segments is None
+        assert "flux" in table.colnames
+        assert table.meta["detect_sources"]["psf_fwhm"] is None
+        assert len(detect_sources(np.ones((100, 100)))[0]) == 0
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"n_sigma": 0}, "n_sigma must be a positive"),
+            ({"n_pixels": 0}, "n_pixels must be a positive"),
+            ({"kernel_fwhm": -1}, "kernel_fwhm must be a non-negative"),
+            ({"box_size": 2.5}, "box_size must be"),
+            ({"psf_fwhm": 0}, "psf_fwhm must be a positive"),
+            ({"mask": np.ones((80, 80))}, "background cannot be measured: 100%"),
+        ],
+    )
+    def test_errors(self, rng, options, message):
+        with pytest.raises(ValueError, match=message):
+            detect_sources(rng.normal(size=(80, 80)), **options)
+
+    def test_hubble(self):
+        """The real image has at least 400 galaxies, and stars are told apart."""
+        table, segments = detect_sources(hubble_deep_field())
+        assert (table["flags"] == 0).sum() > 400
+        assert ((table["flags"] & Flag.NOT_LARGER_THAN_PSF) > 0).sum() > 400
+        assert 1.2 < table.meta["detect_sources"]["psf_fwhm"] < 2.2
+        assert segments.n_labels == len(table)
+
+
+class TestCleanCutouts:
+    """Sky, neighbours and noise."""
+
+    def test_inputs_are_kept(self, stack):
+        before = stack.data.tobytes(), stack.mask.tobytes(), stack.error.tobytes()
+        clean_cutouts(stack, neighbors="fill", noise="estimate")
+        assert (
+            stack.data.tobytes(),
+            stack.mask.tobytes(),
+            stack.error.tobytes(),
+        ) == before
+        assert stack.steps == ()
+
+    def test_target_is_whole(self, stack):
+        clean = clean_cutouts(stack, grow=3)
+        target = stack.segmentation == stack.labels[:, np.newaxis, np.newaxis]
+        new = clean.mask & ~stack.mask
+        assert not new[target].any()
+        others = (stack.segmentation > 0) & ~target
+        assert clean.mask[others].all()
+        touched = others.any(axis=(1, 2))
+        assert_array_equal((clean.flags & Flag.NEIGHBOR) > 0, touched)
+        assert not (clean.flags & Flag.NO_SOURCE).any()
+
+    def test_sky(self, stack):
+        """The sky level and scatter are right to a tenth of the noise."""
+        table = measure_background(stack)
+        good = table["n_pixels"][:, 0] > 500
+        assert good.mean() > 0.9
+        residual = table["background"][good] - 50
+        assert abs(np.median(residual)) < 0.05
+        assert_allclose(np.median(table["background_rms"][good]), 1, atol=0.03)
+        # wings of sources add to what the noise alone would do
+        assert (np.abs(residual) < 5 * table["background_err"][good]).mean() > 0.9
+        clean = clean_cutouts(stack)
+        assert_allclose(
+            clean.data[good],
+            stack.data[good] - table["background"][good][:, None, None],
+            atol=1e-4,
+        )
+        assert_allclose(clean.meta["background"]["level"], 50, atol=0.1)
+
+    @pytest.mark.parametrize("step", [None, 1.0, 2.0])
+    def test_sky_of_noise(self, rng, step):
+        """Level and error are right for noise, quantised or not."""
+        data = 20.3 + 1.5 * rng.normal(size=(400, 24, 24))
+        data = data if step is None else np.round(data / step) * step
+        table = measure_background(CutoutStack(data), n_sigma=50)
+        rms = np.hypot(1.5, 0 if step is None else step / np.sqrt(12))
+        assert_allclose(np.mean(table["background"]), 20.3, atol=0.02)
+        assert_allclose(np.mean(table["background_rms"]), rms, rtol=0.02)
+        pull = (table["background"] - 20.3) / table["background_err"]
+        assert_allclose(np.std(pull), 1, atol=0.1)
+
+    def test_sky_is_clipped(self, rng):
+        """Bright pixels that no segmentation knows of do not lift the sky."""
+        data = rng.normal(size=(100, 32, 32))
+        data[:, :4, :8] += 20
+        stack = CutoutStack(data, segmentation=np.zeros((100, 32, 32), int))
+        table = measure_background(stack)
+        median = [sigma_clipped_stats(one, maxiters=None)[1] for one in data]
+        assert abs(np.mean(table["background"])) < 0.02
+        assert_allclose(table["background"], median, atol=0.15)
+
+    def test_fill(self, stack):
+        clean = clean_cutouts(stack, neighbors="fill", seed=5)
+        assert_array_equal(clean.mask, stack.mask)
+        masked = clean_cutouts(stack).mask & ~stack.mask
+        filled = clean.data[masked]
+        assert_allclose(filled.mean(), 0, atol=0.03)
+        assert_allclose(filled.std(), 1, atol=0.05)
+        assert_array_equal(clean.data[~masked], clean_cutouts(stack).data[~masked])
+        again = clean_cutouts(stack, neighbors="fill", seed=5)
+        assert_array_equal(again.data, clean.data)
+        other = clean_cutouts(stack, neighbors="fill", seed=6)
+        assert (other.data[masked] != filled).mean() > 0.99
+
+    @pytest.mark.parametrize("labelled", [True, False])
+    def test_rows_do_not_depend_on_each_other(self, stack, labelled):
+        if not labelled:
+            stack = stack.replace(segmentation=None, labels=None)
+        options = {"neighbors": "fill", "noise": "estimate"}
+        clean = clean_cutouts(stack, **options)
+        rows = np.random.default_rng(1).permutation(len(stack))[:20]
+        part = clean_cutouts(stack[rows], **options)
+        for name in ("data", "mask", "error", "flags", "segmentation", "labels"):
+            assert_array_equal(getattr(part, name), getattr(clean, name)[rows])
+
+    def test_without_segmentation(self, stack):
+        """Stamps that are segmented one by one give nearly the same masks."""
+        alone = clean_cutouts(stack.replace(segmentation=None, labels=None))
+        assert alone.segmentation is not None
+        whole = clean_cutouts(stack)
+        assert (alone.mask == whole.mask).mean() > 0.93
+        assert (alone.labels > 0).mean() > 0.95
+
+    def test_no_source(self, rng):
+        """A cutout of noise is flagged, and nothing else happens to it."""
+        stack = CutoutStack(rng.normal(size=(3, 32, 32)))
+        clean = clean_cutouts(stack, n_sigma=6)
+        assert_array_equal(clean.flags, [Flag.NO_SOURCE] * 3)
+        assert not clean.mask.any()
+
+    def test_bad_rows_pass_through(self, rng):
+        data = rng.normal(size=(4, 16, 16)) + 5
+        data[1] = np.nan
+        data[3] = 7
+        stack = CutoutStack(data, mask=np.zeros((4, 16, 16)))
+        clean = clean_cutouts(stack, noise="estimate", quantization_step=1)
+        assert_array_equal(clean.flags[1], stack.flags[1])
+        assert np.isnan(clean.data[1]).all()
+        assert_array_equal(clean.data[3], 0)
+        assert_allclose(clean.error[3], 1 / np.sqrt(12), rtol=1e-6)
+        good = clean_cutouts(stack[[0, 2]], noise="estimate", quantization_step=1)
+        assert_array_equal(clean.data[[0, 2]], good.data)
+
+    def test_options_off(self, stack):
+        clean = clean_cutouts(stack, background=None, neighbors=None)
+        for name in ("data", "mask", "error", "flags"):
+            assert_array_equal(getattr(clean, name), getattr(stack, name))
+
+    def test_noise(self, stack):
+        bare = stack.replace(error=None)
+        assert clean_cutouts(bare).error is None
+        clean = clean_cutouts(bare, noise="estimate", quantization_step=0.5)
+        assert_allclose(np.median(clean.error), np.hypot(1, 0.5 / 12**0.5), rtol=0.03)
+        assert (clean.error[0] == clean.error[0, 0, 0]).all()
+        kept = clean_cutouts(stack, quantization_step=0.5)
+        good = ~stack.mask
+        expected = np.hypot(stack.error, 0.5 / np.sqrt(12))
+        assert_allclose(kept.error[good], expected[good], rtol=1e-6)
+
+    def test_steps(self, stack):
+        clean = clean_cutouts(stack, grow=1)
+        (step,) = clean.steps
+        assert step["name"] == "clean_cutouts"
+        again = clean_cutouts(stack, **json.loads(json.dumps(step["parameters"])))
+        assert_array_equal(again.data, clean.data)
+        assert again.preprocessing == clean.preprocessing
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"background": "global"}, "background must be one of"),
+            ({"neighbors": "remove"}, "neighbors must be one of"),
+            ({"noise": True}, "noise must be one of"),
+            ({"grow": -1}, "grow must be an integer >= 0"),
+            ({"n_sigma": 0}, "n_sigma must be a positive"),
+            ({"quantization_step": -1}, "quantization_step must be a positive"),
+            ({"seed": -1}, "seed must be an integer"),
+        ],
+    )
+    def test_errors(self, stack, options, message):
+        with pytest.raises(ValueError, match=message):
+            clean_cutouts(stack, **options)
+
+    def test_neighbor_flux(self, rng):
+        """Masks catch nearly all of the neighbours and little of the targets."""
+        # so bright that their own noise does not matter once they are faded
+        _, bright = make_galaxies(
+            120, shape=64, snr=(5e3, 2e4), half_light_radius=(2, 5), seed=4
+        )
+        light = bright.data / 100
+        target, neighbor = light[:60], light[60:].copy()
+        for i, (dy, dx) in enumerate(rng.choice([-18, 18], (60, 2))):
+            neighbor[i] = np.roll(neighbor[i], (dy, dx), axis=(0, 1))
+        data = target + neighbor + rng.normal(size=target.shape)
+        mask = clean_cutouts(CutoutStack(data)).mask
+        caught, lost = (
+            (mask * flux).sum(axis=(1, 2, 3)) / flux.sum(axis=(1, 2, 3))
+            for flux in (neighbor, target)
+        )
+        assert np.median(caught) > 0.9
+        assert np.median(lost) < 0.02
+
+
+@pytest.mark.parametrize("radius", range(6))
+def test_dilate(rng, radius):
+    """Widening by a disc is what scipy does."""
+    mask = rng.random((5, 20, 31)) < 0.01
+    y, x = np.indices((2 * radius + 1,) * 2) - radius
+    disc = np.hypot(y, x) <= radius + 0.5
+    expected = ndimage.binary_dilation(mask, disc[np.newaxis])
+    before = mask.copy()
+    assert_array_equal(dilate(mask, radius), expected)
+    assert_array_equal(mask, before)
+
+
+def test_galaxies_without_neighbors():
+    """An isolated galaxy loses next to nothing."""
+    _, stack = make_galaxies(50, shape=48, seed=3)
+    clean = clean_cutouts(stack)
+    target = clean.segmentation == clean.labels[:, np.newaxis, np.newaxis]
+    lost = (clean.mask & ~stack.mask).mean(axis=(1, 2, 3))
+    assert (clean.labels > 0).all()
+    assert np.median(lost) < 0.01
+    assert target.any(axis=(1, 2)).all()
+
+
+def test_sdss(data_path):
+    """Real SDSS galaxies keep their light; the sky is zero within its noise."""
+    from astrovae.images import read_image
+
+    for folder in sorted((data_path / "sdss_r_gadotti").iterdir())[:3]:
+        image, sigma, mask = (
+            read_image(folder / f"{name}.fit") for name in ("image", "sigma", "mask")
+        )
+        table, segments = detect_sources(image, mask=mask.data > 0)
+        center = np.hypot(table["x"].value - 128, table["y"].value - 128)
+        stack = make_cutouts(
+            image, table[[center.argmin()]], 128, error=sigma, segmentation=segments
+        )
+        clean = clean_cutouts(stack)
+        assert clean.labels[0] == table["label"][center.argmin()]
+        target = clean.segmentation[0] == clean.labels[0]
+        assert not (clean.mask[0, ..., 0] & ~stack.mask[0, ..., 0])[target].any()
+        assert len(Table(table)) > 3
