@@ -101,11 +101,19 @@ def add_reconstruction(
 
     Parameters
     ----------
-    table, stack, prefix, overwrite, show_progress
-        As for `add_latents`.
+    table : `~astropy.table.Table`
+        The catalogue, one row per cutout, in the order of the stack.
     model : object
         Anything whose ``measure(stack)`` gives columns by name, e.g.
         `~astrovae.models.VAE`.
+    stack : `~astrovae.images.CutoutStack`
+        The cutouts.
+    prefix : str, optional
+        Put before every column name, to keep several models side by side.
+    overwrite : bool, optional
+        Replace existing columns.
+    show_progress : bool, optional
+        Show a progress bar.
 
     Returns
     -------
@@ -138,14 +146,22 @@ def add_baselines(
 
     Parameters
     ----------
-    table, stack, prefix, overwrite, show_progress
-        As for `add_latents`.
+    table : `~astropy.table.Table`
+        The catalogue, one row per cutout, in the order of the stack.
+    stack : `~astrovae.images.CutoutStack`
+        The cutouts.
     baselines : sequence of objects, optional
         Each with ``measure(stack)``; by default
         `~astrovae.baselines.GaussianFit`.
     model : object, optional
         A model to compare with. Its ``measure`` columns are added if the
         table does not have them yet.
+    prefix : str, optional
+        Put before every column name, to keep several models side by side.
+    overwrite : bool, optional
+        Replace existing columns.
+    show_progress : bool, optional
+        Show a progress bar.
 
     Returns
     -------
@@ -189,12 +205,24 @@ def annotate(
 
     Parameters
     ----------
-    table, model, stack, prefix, overwrite, show_progress
-        As for `add_latents`.
+    table : `~astropy.table.Table`
+        The catalogue, one row per cutout, in the order of the stack.
+    model : object
+        Anything with ``encode(stack)`` and ``measure(stack)``, e.g.
+        `~astrovae.models.VAE`.
+    stack : `~astrovae.images.CutoutStack`
+        The cutouts.
     what : sequence of {"latents", "reconstruction", "baselines"}, optional
         What to append.
     baselines : sequence of objects, optional
-        As for `add_baselines`.
+        Each with ``measure(stack)``; by default
+        `~astrovae.baselines.GaussianFit`.
+    prefix : str, optional
+        Put before every column name, to keep several models side by side.
+    overwrite : bool, optional
+        Replace existing columns.
+    show_progress : bool, optional
+        Show a progress bar.
 
     Returns
     -------

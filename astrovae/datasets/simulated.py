@@ -152,14 +152,28 @@ def make_survey(
         (and at least 1.5 PSF widths) from another one.
     shape : int or (int, int), optional
         Size ``(ny, nx)`` of the image in pixels.
-    bands, snr, half_light_radius, psf_fwhm, noise, gain, seed
-        As for `make_galaxies`.
+    bands : sequence of str, optional
+        Names of the bands. Bulges are redder: their share grows along the
+        bands.
+    snr : (float, float), optional
+        Range of the signal-to-noise ratio in the first band, for the best
+        possible measurement of the flux against the noise of the sky.
+    half_light_radius : (float, float), optional
+        Range of the half-light radius along the major axis, in pixels.
+    psf_fwhm : float, optional
+        FWHM of the PSF in pixels.
+    noise : float, optional
+        1-sigma noise of the sky per pixel; it sets the scale of the flux.
+    gain : float, optional
+        Photons per unit of flux. If given, photon noise is added.
     background : float, optional
         A constant level of the sky, added to all bands.
     pixel_scale : float or `~astropy.units.Quantity`, optional
         Angular size of a pixel; a plain number is in arcsec.
     center : (float, float), optional
         Right ascension and declination of the centre, in degrees.
+    seed : int, optional
+        Seed of everything that is random.
 
     Returns
     -------

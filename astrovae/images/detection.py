@@ -84,8 +84,12 @@ def detect_sources(
         bands.
     wcs : `~astropy.wcs.WCS`, optional
         World coordinates, to add ``ra`` and ``dec``.
-    bands, band_axis, unit
-        As for `make_cutouts`.
+    bands : sequence of str, optional
+        Names of the bands.
+    band_axis : int, optional
+        The axis of bands of a 3-D image.
+    unit : str or `~astropy.units.Unit`, optional
+        Unit of the pixels, if the image does not bring one.
     show_progress : bool, optional
         Whether to show a progress bar.
 

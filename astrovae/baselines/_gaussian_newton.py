@@ -1,0 +1,521 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+Newton's method for many Gaussian fits at once, in `keras.ops`.
+
+With ``g = exp(b . (x, y, x^2, xy, y^2))`` the model of a band is
+``A g + c``. For a given ``g`` the amplitude and the constant are a linear
+least-squares problem, so they are eliminated and only the five numbers of
+``g`` are searched. Gradient and *exact* Hessian of what remains are moments
+of ``w g^2``, ``w d g`` and ``w g`` (``d`` data, ``w`` weights) up to degree
+four, that is one pair of thin matrix products per step. Moments are taken in
+coordinates with the origin and the scale of each Gaussian itself, which is
+why float32 suffices.
+
+A Gaussian is kept as a row ``(x, y, pxx, pxy, pyy)``: its centre, and the
+inverse of its covariance, in pixels.
+"""
+
+import numpy as np
+from keras import ops
+
+__all__ = ["LOWEST_SIGMA", "STEPS_PER_ROUND", "GaussianNewton", "sigma_limits"]
+
+# Nearly all galaxies converge within so many steps. The others go on in
+# batches of their own, so that no batch waits for its slowest galaxy.
+STEPS_PER_ROUND = 12
+# A Gaussian much narrower than a pixel is one pixel: it has no centre.
+LOWEST_SIGMA = 0.3
+# Converged: what Newton's model still promises, relative to chi2; and relative
+# to the power of the data, for galaxies without noise.
+_TOLERANCE = 1e-9
+_TOLERANCE_POWER = 1e-12
+# How precisely sums over thousands of pixels are known in float32.
+_ROUNDING = 1e-6
+_MAX_DAMPING = 1e5
+_TINY = 1e-30
+# Nearer to a wall than this, in sigma, a centre is at the wall.
+_CLOSE = 1e-7
+# Starting guesses are tried on a grid of so many centres along each axis.
+_GRID = 24
+# Powers of (u, v) beside the amplitude's 1, and where the product of two of
+# them stands in a flat table of moments [power of v, power of u] up to four.
+_POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+_PRODUCTS = np.array(
+    [5 * (a[1] + b[1]) + a[0] + b[0] for a in _POWERS for b in _POWERS]
+)
+
+
+def sigma_limits(shape):
+    """Return the smallest and largest sigma of a fit, in pixels."""
+    return LOWEST_SIGMA, 10.0 * max(shape)
+
+
+class GaussianNewton:
+    """
+    The function of a batch that fits its galaxies.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(ny, nx, n_bands)`` of the cutouts.
+    background : bool
+        Whether the model has a constant in each band.
+    n_starts : int
+        How many starting guesses are followed for every galaxy.
+    """
+
+    def __init__(self, shape, *, background, n_starts):
+        self.ny, self.nx, self.n_bands = shape
+        self.background = background
+        self.n_starts = n_starts
+
+    def __call__(self, batch):
+        """
+        Take up to `STEPS_PER_ROUND` steps from every start of every galaxy.
+
+        Parameters
+        ----------
+        batch : dict of tensors
+            ``image``, ``mask`` and perhaps ``error``; ``start`` (n, n_starts,
+            5), rows of zeros where the start is to be guessed; ``damping``
+            (n, n_starts).
+
+        Returns
+        -------
+        dict of tensors
+            ``start`` and ``damping`` to go on from, ``chi2``, ``converged``
+            and ``done`` of shape (n, n_starts); for the best of them the
+            ``fisher`` and ``hessian`` matrices (n, n_bands, k, k) of
+            (constant, relative amplitude, five of ``b``), in units of
+            ``scale`` and ``error_scale``.
+        """
+        data, weight, scales = self._prepare(batch)
+        given = batch["start"]
+        start = ops.where(given[..., 2:3] > 0, given, self._guess(data, weight))
+        shape, damping, chi2, converged, done = self._descend(
+            ops.reshape(start, (-1, 5)),
+            ops.reshape(batch["damping"], (-1,)),
+            ops.repeat(data, self.n_starts, axis=0),
+            ops.repeat(weight, self.n_starts, axis=0),
+        )
+        shape = ops.reshape(shape, (-1, self.n_starts, 5))
+        chi2 = ops.reshape(chi2, (-1, self.n_starts))
+        best = ops.argmin(chi2, axis=1)[:, None, None]
+        best = ops.take_along_axis(shape, best, axis=1)[:, 0]
+        _, _, fisher, hessian = self._normal_equations(best, data, weight)
+        return {
+            "start": shape,
+            "damping": ops.reshape(damping, (-1, self.n_starts)),
+            "chi2": chi2,
+            "converged": ops.reshape(converged, (-1, self.n_starts)),
+            "done": ops.reshape(done, (-1, self.n_starts)),
+            "fisher": fisher,
+            "hessian": hessian,
+            **scales,
+        }
+
+    def guess(self, batch):
+        """
+        Return only the ``start`` (n, n_starts, 5) that would be guessed.
+
+        Parameters
+        ----------
+        batch : dict of tensors
+            ``image``, ``mask`` and perhaps ``error``.
+        """
+        data, weight, _ = self._prepare(batch)
+        return {"start": self._guess(data, weight)}
+
+    def _prepare(self, batch):
+        """Scale data and weights to one; bands become the second axis."""
+        data = ops.transpose(batch["image"], (0, 3, 1, 2))
+        masked = ops.transpose(batch["mask"], (0, 3, 1, 2))
+        weight = 1.0 - ops.cast(masked, "float32")
+        error_scale = ops.ones_like(weight[:, 0, 0, 0])
+        if "error" in batch:
+            error = ops.transpose(batch["error"], (0, 3, 1, 2))
+            error = ops.where(masked, np.float32(np.finfo(np.float32).max), error)
+            error_scale = ops.min(error, axis=(1, 2, 3))
+            relative = error_scale[:, None, None, None] / error
+            weight = weight * relative * relative
+        if self.background:
+            # the constant takes up the mean: without it, sums stay precise
+            total = ops.maximum(ops.sum(weight, axis=(2, 3), keepdims=True), _TINY)
+            mean = ops.sum(weight * data, axis=(2, 3), keepdims=True) / total
+            data = ops.where(masked, 0.0, data - mean)
+        scale = ops.max(ops.abs(data), axis=(1, 2, 3))
+        scale = ops.where(scale > 0, scale, 1.0)
+        data = data / scale[:, None, None, None]
+        return data, weight, {"scale": scale, "error_scale": error_scale}
+
+    def _guess(self, data, weight):
+        """
+        Find circular Gaussians that explain most of each image.
+
+        The power that a Gaussian explains is known in closed form, and for
+        all centres of a grid it takes two matrix products per width. The
+        best guess is taken, its neighbours in position and width are set
+        aside, and so on.
+        """
+        x, y, sigma, templates = self._templates()
+        scores = []
+        for along_x, along_y in templates:
+
+            def project(planes, power, along_x=along_x, along_y=along_y):
+                left = ops.convert_to_tensor(along_y.T**power)
+                right = ops.convert_to_tensor(along_x**power)
+                return ops.matmul(ops.matmul(left, planes), right)
+
+            flux, norm = project(weight * data, 1), project(weight, 2)
+            # a Gaussian that lies on masked pixels is no guess
+            whole = np.outer((along_y**2).sum(axis=0), (along_x**2).sum(axis=0))
+            covered = norm > ops.convert_to_tensor(0.1 * whole)
+            if self.background:
+                total = ops.sum(weight, axis=(2, 3), keepdims=True)
+                mean = project(weight, 1) / ops.maximum(total, _TINY)
+                power = norm - mean * mean * total
+                covered = ops.logical_and(covered, power > 0.01 * norm)
+                norm = power  # the data have mean zero
+            score = flux * flux / ops.where(covered, norm, 1.0)
+            score = ops.sum(ops.where(covered, score, 0.0), axis=1)
+            scores.append(ops.reshape(score, (-1, len(along_x.T) * len(along_y.T))))
+        score = ops.concatenate(scores, axis=1)
+        starts = []
+        for _ in range(self.n_starts):
+            best = ops.argmax(score, axis=1)
+            bx, by, bs = (ops.take(column, best)[:, None] for column in (x, y, sigma))
+            inverse = 1.0 / (bs * bs)
+            row = [bx, by, inverse, ops.zeros_like(inverse), inverse]
+            starts.append(ops.concatenate(row, axis=1))
+            reach = ops.maximum(bs, sigma)
+            near = (x - bx) ** 2 + (y - by) ** 2 <= reach * reach
+            alike = ops.logical_and(sigma < 2.9 * bs, sigma > bs / 2.9)
+            score = ops.where(ops.logical_and(near, alike), -1.0, score)
+        return ops.stack(starts, axis=1)
+
+    def _templates(self):
+        """Return centres and widths of all guesses, and their profiles."""
+        axes = []
+        for size in (self.nx, self.ny):
+            count = min(size, _GRID)
+            axes.append((np.arange(count) + 0.5) * size / count - 0.5)
+        size = max(self.nx, self.ny)
+        narrowest = max(1.0, size / _GRID / 1.5)
+        count = max(1, int(np.log2(max(size / 3 / narrowest, 1.0))) + 1)
+        sigmas = narrowest * 2.0 ** np.arange(count)
+        templates = [
+            tuple(
+                np.exp(-0.5 * ((np.arange(size)[:, None] - axis) / sigma) ** 2).astype(
+                    np.float32
+                )
+                for size, axis in zip((self.nx, self.ny), axes, strict=True)
+            )
+            for sigma in sigmas
+        ]
+        sigma, y, x = np.meshgrid(sigmas, axes[1], axes[0], indexing="ij")
+        columns = [column.ravel().astype(np.float32) for column in (x, y, sigma)]
+        return *(ops.convert_to_tensor(column) for column in columns), templates
+
+    def _normal_equations(self, shape, data, weight):
+        """
+        Evaluate the model with its best amplitudes and constants.
+
+        Returns ``chi2`` (rows,), its halved gradient (rows, 5) along ``b``,
+        and the Gauss-Newton ("Fisher") and exact Hessian matrices.
+        """
+        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
+        u = (ops.arange(self.nx, dtype="float32") - x[:, None]) / scale_x[:, None]
+        v = (ops.arange(self.ny, dtype="float32") - y[:, None]) / scale_y[:, None]
+        exponent = (
+            (qxx[:, None] * u * u)[:, None, :]
+            + (qyy[:, None] * v * v)[:, :, None]
+            + (2.0 * qxy[:, None] * u)[:, None, :] * v[:, :, None]
+        )
+        g = ops.exp(-0.5 * exponent)[:, None]
+        planes = [weight * g * g, weight * data * g]
+        if self.background:
+            planes.append(weight * g)
+        tables = _moments(ops.concatenate(planes, axis=1), u, v)
+        tables = ops.split(tables, len(planes), axis=1)
+        squares, cross = tables[:2]
+        norm, flux = squares[..., 0, 0], cross[..., 0, 0]
+        if self.background:
+            area = ops.maximum(ops.sum(weight, axis=(2, 3)), _TINY)
+            total = ops.sum(weight * data, axis=(2, 3))
+            sums = tables[2]
+            mean = sums[..., 0, 0] / area
+            spread = ops.maximum(norm - mean * mean * area, 1e-6 * norm + _TINY)
+            amplitude = (flux - mean * total) / spread
+            constant = total / area - amplitude * mean
+        else:
+            amplitude = flux / ops.maximum(norm, _TINY)
+            constant = ops.zeros_like(amplitude)
+        a, c = amplitude[..., None, None], constant[..., None, None]
+        residual = data - a * g - c
+        chi2 = ops.sum(weight * residual * residual, axis=(1, 2, 3))
+        pull = a * (cross - a * squares)
+        fisher = a * a * squares
+        if self.background:
+            pull = pull - a * c * sums
+            border = a * sums[..., :1]
+            corner = area[..., None, None]
+            pad = ((0, 0), (0, 0), (1, 0), (1, 0))
+            fisher = ops.concatenate(
+                [
+                    ops.concatenate([corner, ops.swapaxes(border, -1, -2)], axis=-1),
+                    ops.concatenate([border, fisher], axis=-1),
+                ],
+                axis=-2,
+            )
+            hessian = fisher - ops.pad(pull, pad)
+        else:
+            hessian = fisher - pull
+        gradient = -ops.sum(pull[..., 1:, 0], axis=1)
+        return chi2, gradient, fisher, hessian
+
+    def _evaluate(self, shape, data, weight):
+        """Chi2, gradient and both Hessians with the linear part eliminated."""
+        chi2, gradient, *matrices = self._normal_equations(shape, data, weight)
+        reduced = []
+        for matrix in matrices:
+            for _ in range(2 if self.background else 1):
+                pivot = ops.maximum(matrix[..., :1, :1], _TINY)
+                column = matrix[..., 1:, :1]
+                product = column * ops.swapaxes(column, -1, -2)
+                matrix = matrix[..., 1:, 1:] - product / pivot
+            reduced.append(ops.sum(matrix, axis=1))
+        return chi2, gradient, *reduced
+
+    def _descend(self, shape, damping, data, weight):
+        """Damped Newton steps; rows that have converged stand still."""
+        floor = _TOLERANCE_POWER * ops.sum(weight * data * data, axis=(1, 2, 3))
+
+        def unfinished(step, state):
+            return ops.any(ops.logical_not(state["done"]))
+
+        def advance(step, state):
+            trial = self._evaluate(state["trial"], data, weight)
+            gain = 0.5 * (state["chi2"] - trial[0])
+            slight = state["promise"] < 1e-5 * state["chi2"] + floor
+            accept = ops.logical_or(
+                gain >= 0,
+                # below the rounding of chi2, Newton's model is trusted
+                ops.logical_and(slight, gain > -_ROUNDING * state["chi2"] - floor),
+            )
+            accept = ops.logical_and(accept, ops.logical_not(state["done"]))
+            trusted = ops.logical_or(gain > 0.5 * state["promise"], slight)
+            damping = ops.where(
+                accept,
+                ops.where(trusted, 0.1 * state["damping"], state["damping"]),
+                ops.maximum(10.0 * state["damping"], 1e-2),
+            )
+            damping = ops.where(state["done"], state["damping"], damping)
+            keys = ("chi2", "gradient", "fisher", "hessian")
+            new = {
+                key: _where(accept, value, state[key])
+                for key, value in zip(keys, trial, strict=True)
+            }
+            shape = _where(accept, state["trial"], state["shape"])
+            walls = self._walls(shape, new["gradient"])
+            change, matrix = _newton_step(
+                new["gradient"], new["hessian"] + walls, new["fisher"] + walls, damping
+            )
+            moved, factor = self._move(shape, change)
+            slope = -ops.sum(new["gradient"] * change, axis=-1)
+            curvature = ops.sum(
+                change * ops.sum(matrix * change[:, None, :], axis=-1), axis=-1
+            )
+            converged = ops.logical_and(
+                slope * (1.0 + damping) <= _TOLERANCE * new["chi2"] + floor,
+                new["chi2"] < 1e30,
+            )
+            # the last step is too small to be tested: it is taken
+            last = ops.logical_and(converged, ops.logical_not(state["done"]))
+            done = ops.logical_or(last, damping > _MAX_DAMPING)
+            return step + 1, new | {
+                "shape": _where(last, moved, shape),
+                "trial": moved,
+                "damping": damping,
+                "promise": factor * slope - 0.5 * factor * factor * curvature,
+                "converged": ops.logical_or(state["converged"], last),
+                "done": ops.logical_or(state["done"], done),
+            }
+
+        zero = ops.zeros_like(damping)
+        none = ops.zeros_like(damping, dtype="bool")
+        matrix = ops.zeros_like(shape)[:, :, None] * ops.zeros_like(shape)[:, None, :]
+        state = {
+            "shape": shape,
+            "trial": shape,
+            "damping": damping,
+            "chi2": zero + 1e30,
+            "gradient": ops.zeros_like(shape),
+            "fisher": matrix,
+            "hessian": matrix,
+            "promise": zero,
+            "converged": none,
+            "done": none,
+        }
+        _, state = ops.while_loop(
+            unfinished, advance, (0, state), maximum_iterations=STEPS_PER_ROUND
+        )
+        keys = ("shape", "damping", "chi2", "converged", "done")
+        return tuple(state[key] for key in keys)
+
+    def _walls(self, shape, gradient):
+        """
+        Keep centres within one cutout of the edges.
+
+        Where the gradient pushes towards a wall, the Hessian gets its ratio
+        to the distance on the diagonal (Coleman & Li 1996), so that Newton's
+        step ends before the wall and the other parameters stay free.
+        """
+        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
+        det = qxx * qyy - qxy * qxy
+        ixx, ixy, iyy = qyy / det, -qxy / det, qxx / det
+        push_x = qxx * gradient[:, 0] + qxy * gradient[:, 1]
+        push_y = qxy * gradient[:, 0] + qyy * gradient[:, 1]
+        room_x = ops.where(push_x < 0, 2 * self.nx - 1 - x, x + self.nx) / scale_x
+        room_y = ops.where(push_y < 0, 2 * self.ny - 1 - y, y + self.ny) / scale_y
+        wall_x = ops.abs(push_x) / ops.maximum(room_x, _CLOSE)
+        wall_y = ops.abs(push_y) / ops.maximum(room_y, _CLOSE)
+        wxx = ixx * ixx * wall_x + ixy * ixy * wall_y
+        wxy = ixx * ixy * wall_x + ixy * iyy * wall_y
+        wyy = ixy * ixy * wall_x + iyy * iyy * wall_y
+        zero = ops.zeros_like(wxx)
+        rows = [[wxx, wxy], [wxy, wyy], [zero] * 2, [zero] * 2, [zero] * 2]
+        rows = [ops.stack(row + [zero] * 3, axis=-1) for row in rows]
+        return ops.stack(rows, axis=1)
+
+    def _move(self, shape, change):
+        """
+        Change Gaussians by ``b``; return them and the share of the step taken.
+
+        The covariance changes by a matrix exponential, so it stays positive
+        and growing is as easy as shrinking. Centres move by two sigma at
+        most, axes by a factor of e.
+        """
+        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
+        det = qxx * qyy - qxy * qxy
+        du = (qyy * change[:, 0] - qxy * change[:, 1]) / det
+        dv = (qxx * change[:, 1] - qxy * change[:, 0]) / det
+        distance = du * change[:, 0] + dv * change[:, 1]
+        distance = ops.sqrt(ops.maximum(distance, 0.0))
+        # q = L L^T; the change of q is L e L^T
+        l1 = ops.sqrt(qxx)
+        l2 = qxy / l1
+        l3 = ops.sqrt(det / qxx)
+        ratio = l2 / l1
+        exx = -2.0 * change[:, 2] / qxx
+        exy = (2.0 * ratio * change[:, 2] - change[:, 3]) / (l1 * l3)
+        eyy = -2.0 * (change[:, 4] - ratio * change[:, 3] + ratio**2 * change[:, 2])
+        eyy = eyy / (l3 * l3)
+        mean, half = 0.5 * (exx + eyy), 0.5 * (exx - eyy)
+        radius = ops.sqrt(half * half + exy * exy)
+        largest = ops.maximum(distance, ops.abs(mean) + radius)
+        factor = ops.minimum(1.0, 2.0 / ops.maximum(largest, _TINY))
+        mean, half, exy, radius = (
+            factor * part for part in (mean, half, exy, radius)
+        )
+        # exp(e) for a symmetric 2 x 2 matrix
+        growth, shrink = ops.exp(mean + radius), ops.exp(mean - radius)
+        small = radius < 1e-3
+        sinh = 0.5 * (growth - shrink) / ops.where(small, 1.0, radius)
+        sinh = ops.where(small, ops.exp(mean), sinh)
+        cosh = 0.5 * (growth + shrink)
+        fxx, fxy, fyy = cosh + sinh * half, sinh * exy, cosh - sinh * half
+        pxx = l1 * l1 * fxx / (scale_x * scale_x)
+        pxy = l1 * (l2 * fxx + l3 * fxy) / (scale_x * scale_y)
+        pyy = l2 * l2 * fxx + 2.0 * l2 * l3 * fxy + l3 * l3 * fyy
+        pyy = pyy / (scale_y * scale_y)
+        x = ops.clip(x + factor * du * scale_x, -self.nx, 2 * self.nx - 1)
+        y = ops.clip(y + factor * dv * scale_y, -self.ny, 2 * self.ny - 1)
+        row = (x, y, *self._clip_axes(pxx, pxy, pyy))
+        return ops.stack(row, axis=-1), factor
+
+    def _clip_axes(self, pxx, pxy, pyy):
+        """Keep both sigmas between their limits."""
+        narrowest, widest = sigma_limits((self.ny, self.nx))
+        mean, half = 0.5 * (pxx + pyy), 0.5 * (pxx - pyy)
+        radius = ops.sqrt(half * half + pxy * pxy)
+        low, high = widest**-2, narrowest**-2
+        first = ops.clip(mean + radius, low, high)
+        second = ops.clip(mean - radius, low, high)
+        ratio = 0.5 * (first - second) / ops.maximum(radius, _TINY)
+        mean = 0.5 * (first + second)
+        return mean + ratio * half, ratio * pxy, mean - ratio * half
+
+
+def _scaled(shape):
+    """Centres, marginal sigmas, and the inverse covariance in their units."""
+    x, y, pxx, pxy, pyy = (shape[:, i] for i in range(5))
+    det = pxx * pyy - pxy * pxy
+    scale_x, scale_y = ops.sqrt(pyy / det), ops.sqrt(pxx / det)
+    qxx, qyy = pxx * scale_x * scale_x, pyy * scale_y * scale_y
+    return x, y, scale_x, scale_y, qxx, pxy * scale_x * scale_y, qyy
+
+
+def _moments(planes, u, v):
+    """Sum planes (rows, k, ny, nx) times products of powers: (rows, k, 6, 6)."""
+    along_x, along_y = (
+        ops.stack([ops.ones_like(t), t, t * t, t * t * t, (t * t) * (t * t)], axis=-1)
+        for t in (u, v)
+    )
+    left = ops.transpose(along_y, (0, 2, 1))[:, None]
+    table = ops.matmul(ops.matmul(left, planes), along_x[:, None])
+    table = ops.reshape(table, (-1, planes.shape[1], 25))
+    table = ops.take(table, _PRODUCTS, axis=-1)
+    return ops.reshape(table, (-1, planes.shape[1], 6, 6))
+
+
+def _where(rows, new, old):
+    """Choose whole rows."""
+    return ops.where(ops.reshape(rows, (-1,) + (1,) * (len(new.shape) - 1)), new, old)
+
+
+def _newton_step(gradient, hessian, fisher, damping):
+    """
+    Solve for the step, with the exact Hessian where it is positive definite.
+
+    Returns the step and the (damped) matrix that gave it.
+    """
+    diagonal = ops.stack([fisher[:, i, i] for i in range(5)], axis=-1)
+    scale = 1.0 / ops.sqrt(ops.where(diagonal > 0, diagonal, 1.0))
+    scales = scale[:, :, None] * scale[:, None, :]
+    ridge = ops.eye(5, dtype="float32") * (damping + 1e-6)[:, None, None]
+    matrices = ops.stack([hessian, fisher]) * scales + ridge
+    steps, pivots = _solve(matrices, gradient * scale)
+    definite = pivots[0] > 1e-4
+    step = -_where(definite, steps[0], steps[1]) * scale
+    return step, _where(definite, matrices[0], matrices[1]) / scales
+
+
+def _solve(matrix, vector):
+    """Solve symmetric 5 x 5 systems; return also their smallest pivots."""
+    size = matrix.shape[-1]
+    lower, pivots, forward = {}, [], []
+    for j in range(size):
+        pivot = matrix[..., j, j]
+        for k in range(j):
+            pivot = pivot - lower[j, k] * lower[j, k] * pivots[k]
+        pivot = ops.where(ops.abs(pivot) > 1e-6, pivot, 1e-6)
+        pivots.append(pivot)
+        for i in range(j + 1, size):
+            entry = matrix[..., i, j]
+            for k in range(j):
+                entry = entry - lower[i, k] * lower[j, k] * pivots[k]
+            lower[i, j] = entry / pivot
+        value = vector[..., j]
+        for k in range(j):
+            value = value - lower[j, k] * forward[k]
+        forward.append(value)
+    solution = [None] * size
+    for j in reversed(range(size)):
+        value = forward[j] / pivots[j]
+        for i in range(j + 1, size):
+            value = value - lower[i, j] * solution[i]
+        solution[j] = value
+    smallest = pivots[0]
+    for pivot in pivots[1:]:
+        smallest = ops.minimum(smallest, pivot)
+    return ops.stack(solution, axis=-1), smallest

@@ -1,0 +1,323 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""The command line. Everything heavy is imported when a command runs."""
+
+import functools
+from pathlib import Path
+
+import click
+
+__all__ = ["main"]
+
+_FILE = click.Path(path_type=Path)
+
+
+def _one_sentence(function):
+    """Turn errors of the user's making into one sentence and exit code 2."""
+
+    @functools.wraps(function)
+    @click.pass_context
+    def wrapper(context, *args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if context.find_root().params.get("debug"):
+                raise
+            failure = click.ClickException(" ".join(str(error).split()))
+            failure.exit_code = 2
+            raise failure from error
+
+    return wrapper
+
+
+def _options(*options):
+    """Apply several click options; the first is shown first."""
+
+    def decorate(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_IMAGE_OPTIONS = _options(
+    click.option(
+        "--error",
+        "errors",
+        type=_FILE,
+        multiple=True,
+        help="FITS image of 1-sigma errors; one for all bands, or one per image.",
+    ),
+    click.option(
+        "--mask",
+        "masks",
+        type=_FILE,
+        multiple=True,
+        help="FITS image that is not zero where pixels are bad.",
+    ),
+    click.option(
+        "--psf", "psfs", type=_FILE, multiple=True, help="FITS image of the PSF."
+    ),
+    click.option("--hdu", help="Number or name of the image extension."),
+    click.option(
+        "--xy",
+        nargs=2,
+        metavar="X Y",
+        help="Columns of pixel positions; 0 is the centre of the first pixel.",
+    ),
+    click.option("--sky", nargs=2, metavar="RA DEC", help="Columns of sky positions."),
+    click.option("--id", "id_column", help="Column of identifiers."),
+)
+_OVERWRITE = click.option(
+    "--overwrite", is_flag=True, help="Replace the output if it exists."
+)
+_SEED = click.option(
+    "--seed", default=0, show_default=True, help="Seed of everything random."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="astrovae")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+def main(debug):
+    """Append latent features of galaxies to their catalogue."""
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=_FILE,
+    default=Path("astrovae-quickstart"),
+    show_default=True,
+    help="Folder for the results.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the galaxies.")
+@_SEED
+@_OVERWRITE
+@_one_sentence
+def quickstart(output, epochs, seed, overwrite):
+    """From the Hubble Deep Field to a catalogue with latents, and a report."""
+    from astrovae.quickstart import run_quickstart
+
+    summary = run_quickstart(
+        output, epochs=epochs, seed=seed, overwrite=overwrite, echo=click.echo
+    )
+    click.echo(f"\nOpen {summary['report']} in a browser.")
+
+
+@main.command()
+@click.argument("catalog", type=_FILE)
+@click.argument("images", nargs=-1, required=True)
+@click.option("--output", type=_FILE, required=True, help="Preset folder to make.")
+@click.option(
+    "--preset",
+    default="galaxy_small",
+    show_default=True,
+    help="Architecture, or a preset folder to train further.",
+)
+@click.option(
+    "--shape", default=64, show_default=True, help="Size of the cutouts in pixels."
+)
+@click.option("--latent-dim", type=click.IntRange(1), help="Number of latents.")
+@click.option("--epochs", default=100, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option(
+    "--sigma-floor",
+    default=0.0,
+    show_default=True,
+    help="Smallest pixel sigma, e.g. step / sqrt(12) of quantised images.",
+)
+@click.option(
+    "--clean/--no-clean",
+    default=True,
+    show_default=True,
+    help="Subtract the local background and mask neighbours.",
+)
+@_IMAGE_OPTIONS
+@_SEED
+@_OVERWRITE
+@_one_sentence
+def fit(
+    catalog,
+    images,
+    output,
+    preset,
+    shape,
+    latent_dim,
+    epochs,
+    batch_size,
+    learning_rate,
+    sigma_floor,
+    clean,
+    seed,
+    overwrite,
+    **inputs,
+):
+    """
+    Train a model on the galaxies of CATALOG in IMAGES.
+
+    IMAGES are FITS files, one per band, each FILE or NAME=FILE; or one stack
+    of cutouts (.h5), whose rows are those of CATALOG.
+    """
+    from astrovae._files import check_output
+    from astrovae.catalog import read_catalog
+
+    check_output(output, overwrite=overwrite)
+    table = read_catalog(catalog)
+    stack = _read_stack(table, images, shape, inputs)
+    if clean and not stack.steps:
+        from astrovae.images import clean_cutouts
+
+        stack = clean_cutouts(stack, show_progress=True)
+    import keras
+
+    from astrovae.models import VAE, GaussianLikelihood, TrainingProgress
+
+    keras.utils.set_random_seed(seed)
+    if Path(preset).is_dir():
+        model = VAE.from_preset(preset)
+    else:
+        options = {} if latent_dim is None else {"latent_dim": latent_dim}
+        if sigma_floor:
+            options["likelihood"] = GaussianLikelihood(sigma_floor=sigma_floor)
+        model = VAE.from_preset(
+            preset, image_shape=stack.image_shape, seed=seed, **options
+        )
+    held_out = stack.held_out(0.1, seed=seed)
+    train, validation = stack.usable & ~held_out, stack.usable & held_out
+    model.compile(keras.optimizers.Adam(learning_rate))
+    model.fit(
+        stack[train],
+        batch_size=batch_size,
+        epochs=epochs,
+        validation_data=stack[validation] if validation.any() else None,
+        verbose=0,
+        callbacks=[TrainingProgress()],
+    )
+    model.save_preset(
+        output,
+        overwrite=overwrite,
+        metadata={"n_train": int(train.sum()), "seed": seed, "epochs": epochs},
+    )
+    click.echo(f"Trained on {train.sum()} galaxies; the model is in {output}.")
+
+
+@main.command()
+@click.argument("preset", type=_FILE)
+@click.argument("catalog", type=_FILE)
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--output",
+    type=_FILE,
+    required=True,
+    help="Catalogue to write: .ecsv, .fits or .parquet.",
+)
+@click.option("--prefix", default="", help="Put before the name of every column.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Add the Gaussian fit and which galaxies the model describes better.",
+)
+@_IMAGE_OPTIONS
+@_OVERWRITE
+@_one_sentence
+def append(preset, catalog, images, output, prefix, baselines, overwrite, **inputs):
+    """
+    Append columns to CATALOG with the trained model in PRESET.
+
+    IMAGES are FITS files, one per band, each FILE or NAME=FILE; or one stack
+    of cutouts (.h5), whose rows are those of CATALOG.
+    """
+    from astrovae._files import check_output
+    from astrovae.catalog import annotate, read_catalog, write_catalog
+    from astrovae.models import VAE
+
+    check_output(output, overwrite=overwrite)
+    if not preset.is_dir():
+        msg = f"There is no preset folder {preset}. Make one with astrovae fit."
+        raise FileNotFoundError(msg)
+    table = read_catalog(catalog)
+    model = VAE.from_preset(preset)
+    stack = _read_stack(table, images, model.image_shape[:2], inputs)
+    what = ["latents", "reconstruction"] + ["baselines"] * baselines
+    table = annotate(table, model, stack, what=what, prefix=prefix, show_progress=True)
+    write_catalog(table, output, overwrite=overwrite)
+    click.echo(f"{len(table)} rows, {len(table.colnames)} columns: {output}.")
+
+
+@main.command()
+@click.argument("path", type=_FILE)
+@_one_sentence
+def info(path):
+    """Say what is in PATH: a preset folder, a stack, or a catalogue."""
+    if path.is_dir():
+        from astrovae.models.presets import describe_preset
+
+        lines = describe_preset(path)
+    elif path.suffix == ".h5":
+        from astrovae.images import CutoutStack
+
+        stack = CutoutStack.read(path)
+        lines = [repr(stack), *(f"{k}: {v}" for k, v in stack.preprocessing.items())]
+    else:
+        lines = _describe_catalog(path)
+    click.echo("\n".join(lines))
+
+
+def _describe_catalog(path):
+    from astrovae.catalog import read_catalog
+
+    table = read_catalog(path)
+    lines = [f"{path}: {len(table)} rows, {len(table.colnames)} columns"]
+    for name in table.colnames:
+        column = table[name]
+        unit = f" [{column.unit}]" if getattr(column, "unit", None) else ""
+        text = column.info.description or ""
+        lines.append(f"  {name}{unit}  {text}")
+    for prefix, steps in table.meta.get("astrovae", {}).items():
+        for step, record in steps.items():
+            version, date = record["astrovae"], record["date"]
+            lines.append(f"  {prefix}: {step}, astrovae {version}, {date}")
+    return lines
+
+
+def _read_stack(table, images, shape, inputs):
+    """Make cutouts of images, or open a stack."""
+    from astrovae.images import CutoutStack, make_cutouts, read_image
+
+    if len(images) == 1 and images[0].endswith((".h5", ".hdf5")):
+        return CutoutStack.read(images[0])
+    planes, wcs = {}, None
+    for number, text in enumerate(images):
+        name, _, path = text.rpartition("=")
+        image = read_image(path, hdu=inputs["hdu"])
+        planes[name or f"band_{number}"] = image
+        wcs = wcs or image.wcs
+
+    def side(paths):
+        """Read the planes that go with the images."""
+        if not paths:
+            return None
+        arrays = [read_image(path).data for path in paths]
+        if len(arrays) == 1:
+            return arrays[0]
+        if len(arrays) != len(planes):
+            msg = f"got {len(arrays)} planes beside {len(planes)} images: {paths}."
+            raise ValueError(msg)
+        return dict(zip(planes, arrays, strict=True))
+
+    return make_cutouts(
+        planes,
+        table,
+        shape,
+        wcs=wcs,
+        error=side(inputs["errors"]),
+        mask=side(inputs["masks"]),
+        psf=side(inputs["psfs"]),
+        xy_columns=inputs["xy"],
+        sky_columns=inputs["sky"],
+        id_column=inputs["id_column"],
+        show_progress=True,
+    )

@@ -1,0 +1,29 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""
+Figures of cutouts, reconstructions, latents and errors.
+
+Every function returns a `matplotlib.figure.Figure` and leaves pyplot and
+its settings alone: ``figure.savefig("name.png")`` writes it, and a
+notebook shows it. Models are known by what they do: ``reconstruct(stack)``
+and ``decode(z)``.
+"""
+
+from astrovae.plotting.catalogs import (
+    plot_error_histogram,
+    plot_history,
+    plot_latents,
+)
+from astrovae.plotting.galaxies import (
+    plot_cutouts,
+    plot_reconstructions,
+    plot_traversals,
+)
+
+__all__ = [
+    "plot_cutouts",
+    "plot_error_histogram",
+    "plot_history",
+    "plot_latents",
+    "plot_reconstructions",
+    "plot_traversals",
+]
