@@ -157,15 +157,26 @@ class EpochCallback(keras.callbacks.Callback):
 def random_flips(batch, rng):
     """Turn and mirror all planes of each galaxy, one of eight ways at random."""
     ways = rng.integers(8, size=len(batch["image"]))
-    turned = {}
-    for name, planes in batch.items():
-        out = np.array(planes)
-        for way in range(1, 8):
-            rows = ways == way
+    turned = {name: np.array(planes) for name, planes in batch.items()}
+    for way in range(1, 8):
+        rows = ways == way
+        for name, planes in batch.items():
+            if name == "pose":
+                turned[name][rows] = _turn_pose(planes[rows], way)
+                continue
             image = planes[rows][:, ::-1] if way & 4 else planes[rows]
-            out[rows] = np.rot90(image, way & 3, axes=(1, 2))
-        turned[name] = out
+            turned[name][rows] = np.rot90(image, way & 3, axes=(1, 2))
     return turned
+
+
+def _turn_pose(pose, way):
+    """Turn x, y, angle and parity of poses as their images are turned."""
+    x, y, angle, parity, *rest = pose.T
+    if way & 4:
+        y, angle, parity = -y, -angle, -parity
+    for _ in range(way & 3):
+        x, y, angle = y, -x, angle - np.pi / 2
+    return np.stack([x, y, angle, parity, *rest], axis=1)
 
 
 class RowFunction(keras.Model):

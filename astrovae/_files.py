@@ -10,9 +10,11 @@ from pathlib import Path
 __all__ = ["atomic_file", "atomic_folder", "check_output"]
 
 
-def check_output(path, *, overwrite):
+def check_output(path, *, overwrite, marker=None):
     """
     Refuse an output that exists, or that has nowhere to go.
+
+    A folder that is empty, or that has ``marker`` in it, may be replaced.
 
     Raises
     ------
@@ -22,8 +24,12 @@ def check_output(path, *, overwrite):
         If the folder to write into does not exist.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    empty = marker and path.is_dir() and not any(path.iterdir())
+    if path.exists() and not overwrite and not empty:
         msg = f"{path} exists. Give overwrite=True (--overwrite) to replace it."
+        raise FileExistsError(msg)
+    if marker and path.exists() and not empty and not (path / marker).exists():
+        msg = f"{path} exists and has no {marker}: it is something else, and stays."
         raise FileExistsError(msg)
     if not path.parent.is_dir():
         msg = f"There is no folder {path.parent} to write {path.name} into."
@@ -92,13 +98,7 @@ def atomic_folder(path, *, overwrite=False, marker):
     FileExistsError, FileNotFoundError
         As `check_output`, and if ``path`` is something else.
     """
-    path = Path(path)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
-    check_output(path, overwrite=overwrite)
-    if path.exists() and not (path / marker).exists():
-        msg = f"{path} exists and has no {marker}: it is something else, and stays."
-        raise FileExistsError(msg)
+    path = check_output(path, overwrite=overwrite, marker=marker)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary

@@ -2,6 +2,8 @@
 """The command line. Everything heavy is imported when a command runs."""
 
 import functools
+import math
+import re
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import click
 __all__ = ["main"]
 
 _FILE = click.Path(path_type=Path)
+_STACKS = (".h5", ".hdf5")
 
 
 def _one_sentence(function):
@@ -19,11 +22,19 @@ def _one_sentence(function):
     def wrapper(context, *args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except click.ClickException:
+            raise
+        except Exception as error:
             if context.find_root().params.get("debug"):
                 raise
-            failure = click.ClickException(" ".join(str(error).split()))
-            failure.exit_code = 2
+            text = " ".join(str(error).split())
+            expected = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+            if not (expected and text):
+                text = (
+                    f"unexpected {type(error).__name__}: {text} (see astrovae --debug)"
+                )
+            failure = click.ClickException(text)
+            failure.exit_code = 2 if expected else 1
             raise failure from error
 
     return wrapper
@@ -46,7 +57,8 @@ _IMAGE_OPTIONS = _options(
         "errors",
         type=_FILE,
         multiple=True,
-        help="FITS image of 1-sigma errors; one for all bands, or one per image.",
+        help="FITS image of 1-sigma errors; one for all bands, or one per image. "
+        "FILE[EXT] names an extension, as for every FITS file.",
     ),
     click.option(
         "--mask",
@@ -58,7 +70,6 @@ _IMAGE_OPTIONS = _options(
     click.option(
         "--psf", "psfs", type=_FILE, multiple=True, help="FITS image of the PSF."
     ),
-    click.option("--hdu", help="Number or name of the image extension."),
     click.option(
         "--xy",
         nargs=2,
@@ -116,15 +127,23 @@ def quickstart(output, epochs, seed, overwrite):
     help="Architecture, or a preset folder to train further.",
 )
 @click.option(
-    "--shape", default=64, show_default=True, help="Size of the cutouts in pixels."
+    "--shape",
+    type=click.IntRange(1),
+    help="Size of the cutouts in pixels.  [default: 64, or that of the preset]",
 )
 @click.option("--latent-dim", type=click.IntRange(1), help="Number of latents.")
 @click.option("--epochs", default=100, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option(
+    "--learning-rate",
+    default=1e-3,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+)
 @click.option(
     "--sigma-floor",
     default=0.0,
+    type=click.FloatRange(0),
     show_default=True,
     help="Smallest pixel sigma, e.g. step / sqrt(12) of quantised images.",
 )
@@ -162,32 +181,36 @@ def fit(
     """
     from astrovae._files import check_output
     from astrovae.catalog import read_catalog
+    from astrovae.models import VAE, TrainingProgress
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, marker="config.json")
     table = read_catalog(catalog)
-    stack = _read_stack(table, images, shape, inputs)
-    if clean and not stack.steps:
+    model = None
+    if Path(preset).is_dir():
+        model = VAE.from_preset(preset)
+        if latent_dim or sigma_floor or shape:
+            msg = (
+                f"{preset} is a trained model: --latent-dim, --sigma-floor and "
+                "--shape are its own, and cannot be given."
+            )
+            raise ValueError(msg)
+        shape = model.image_shape[:2]
+    stack = _read_stack(table, images, shape or 64, inputs)
+    if model is not None:
+        stack = stack.prepare(model.preprocessing)
+    elif clean and not stack.steps:
         from astrovae.images import clean_cutouts
 
         stack = clean_cutouts(stack, show_progress=True)
     import keras
 
-    from astrovae.models import VAE, GaussianLikelihood, TrainingProgress
-
     keras.utils.set_random_seed(seed)
-    if Path(preset).is_dir():
-        model = VAE.from_preset(preset)
-    else:
-        options = {} if latent_dim is None else {"latent_dim": latent_dim}
-        if sigma_floor:
-            options["likelihood"] = GaussianLikelihood(sigma_floor=sigma_floor)
-        model = VAE.from_preset(
-            preset, image_shape=stack.image_shape, seed=seed, **options
-        )
+    if model is None:
+        model = _make_model(preset, stack, latent_dim, sigma_floor, seed)
     held_out = stack.held_out(0.1, seed=seed)
     train, validation = stack.usable & ~held_out, stack.usable & held_out
     model.compile(keras.optimizers.Adam(learning_rate))
-    model.fit(
+    history = model.fit(
         stack[train],
         batch_size=batch_size,
         epochs=epochs,
@@ -195,12 +218,28 @@ def fit(
         verbose=0,
         callbacks=[TrainingProgress()],
     )
+    if not math.isfinite(history.history["loss"][-1]):
+        msg = "the training diverged; give a smaller --learning-rate."
+        raise ValueError(msg)
     model.save_preset(
         output,
         overwrite=overwrite,
         metadata={"n_train": int(train.sum()), "seed": seed, "epochs": epochs},
     )
     click.echo(f"Trained on {train.sum()} galaxies; the model is in {output}.")
+
+
+def _make_model(preset, stack, latent_dim, sigma_floor, seed):
+    """Make an untrained model from a named preset."""
+    from astrovae.models import VAE
+
+    options = {} if latent_dim is None else {"latent_dim": latent_dim}
+    model = VAE.from_preset(preset, image_shape=stack.image_shape, seed=seed, **options)
+    if not sigma_floor:
+        return model
+    config = model.likelihood.get_config() | {"sigma_floor": sigma_floor}
+    options["likelihood"] = type(model.likelihood).from_config(config)
+    return VAE.from_preset(preset, image_shape=stack.image_shape, seed=seed, **options)
 
 
 @main.command()
@@ -232,9 +271,11 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
     """
     from astrovae._files import check_output
     from astrovae.catalog import annotate, read_catalog, write_catalog
+    from astrovae.catalog.io import check_format
     from astrovae.models import VAE
 
     check_output(output, overwrite=overwrite)
+    check_format(output)
     if not preset.is_dir():
         msg = f"There is no preset folder {preset}. Make one with astrovae fit."
         raise FileNotFoundError(msg)
@@ -242,7 +283,15 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
     model = VAE.from_preset(preset)
     stack = _read_stack(table, images, model.image_shape[:2], inputs)
     what = ["latents", "reconstruction"] + ["baselines"] * baselines
-    table = annotate(table, model, stack, what=what, prefix=prefix, show_progress=True)
+    table = annotate(
+        table,
+        model,
+        stack,
+        what=what,
+        prefix=prefix,
+        overwrite=overwrite,
+        show_progress=True,
+    )
     write_catalog(table, output, overwrite=overwrite)
     click.echo(f"{len(table)} rows, {len(table.colnames)} columns: {output}.")
 
@@ -252,11 +301,14 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
 @_one_sentence
 def info(path):
     """Say what is in PATH: a preset folder, a stack, or a catalogue."""
+    if not path.exists():
+        msg = f"There is no file or folder {path}."
+        raise FileNotFoundError(msg)
     if path.is_dir():
         from astrovae.models.presets import describe_preset
 
         lines = describe_preset(path)
-    elif path.suffix == ".h5":
+    elif path.suffix in _STACKS:
         from astrovae.images import CutoutStack
 
         stack = CutoutStack.read(path)
@@ -285,39 +337,101 @@ def _describe_catalog(path):
 
 def _read_stack(table, images, shape, inputs):
     """Make cutouts of images, or open a stack."""
-    from astrovae.images import CutoutStack, make_cutouts, read_image
+    from astrovae.images import CutoutStack, make_cutouts
 
-    if len(images) == 1 and images[0].endswith((".h5", ".hdf5")):
-        return CutoutStack.read(images[0])
-    planes, wcs = {}, None
-    for number, text in enumerate(images):
-        name, _, path = text.rpartition("=")
-        image = read_image(path, hdu=inputs["hdu"])
-        planes[name or f"band_{number}"] = image
-        wcs = wcs or image.wcs
-
-    def side(paths):
-        """Read the planes that go with the images."""
-        if not paths:
-            return None
-        arrays = [read_image(path).data for path in paths]
-        if len(arrays) == 1:
-            return arrays[0]
-        if len(arrays) != len(planes):
-            msg = f"got {len(arrays)} planes beside {len(planes)} images: {paths}."
+    if len(images) == 1 and Path(images[0]).suffix in _STACKS:
+        given = [name for name, value in inputs.items() if value]
+        if given:
+            msg = f"{images[0]} is a stack of cutouts: it brings its own {given}."
             raise ValueError(msg)
-        return dict(zip(planes, arrays, strict=True))
-
+        stack = CutoutStack.read(images[0])
+        if len(stack) != len(table):
+            msg = (
+                f"the catalogue has {len(table)} rows and {images[0]} "
+                f"{len(stack)} cutouts; they must correspond one to one."
+            )
+            raise ValueError(msg)
+        return stack
+    planes = {}
+    for number, text in enumerate(images):
+        name, path = _split_name(text)
+        name = name or f"band_{number}"
+        if name in planes:
+            msg = f"two images have the band name {name!r}."
+            raise ValueError(msg)
+        planes[name] = _read_plane(path)
+    wcs = _common_wcs(planes)
+    sides = {key: _read_sides(key, inputs[f"{key}s"], planes) for key in _SIDES}
     return make_cutouts(
         planes,
         table,
         shape,
         wcs=wcs,
-        error=side(inputs["errors"]),
-        mask=side(inputs["masks"]),
-        psf=side(inputs["psfs"]),
         xy_columns=inputs["xy"],
         sky_columns=inputs["sky"],
         id_column=inputs["id_column"],
         show_progress=True,
+        **sides,
     )
+
+
+_SIDES = ("error", "mask", "psf")
+
+
+def _split_name(text):
+    """Split ``NAME=FILE``; a file may have = in its path."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name or Path(text).exists():
+        return "", text
+    return name, path
+
+
+def _read_plane(text):
+    """Read ``FILE`` or ``FILE[EXT]``."""
+    from astrovae.images import read_image
+
+    match = re.fullmatch(r"(.+)\[(\w+)\]", str(text))
+    if match is None or Path(text).exists():
+        return read_image(text)
+    hdu = match[2]
+    return read_image(match[1], hdu=int(hdu) if hdu.isdigit() else hdu)
+
+
+def _read_sides(option, files, planes):
+    """Read the planes that go with the images."""
+    if not files:
+        return None
+    if len(files) not in (1, len(planes)):
+        msg = (
+            f"--{option} was given {len(files)} times, for {len(planes)} bands: "
+            f"{', '.join(map(str, files))}."
+        )
+        raise ValueError(msg)
+    images = [_read_plane(file) for file in files]
+    if len(images) == 1:
+        return images[0]
+    return dict(zip(planes, images, strict=True))
+
+
+def _common_wcs(planes):
+    """The world coordinates of the bands, which must agree."""
+    import numpy as np
+
+    known = {name: image.wcs for name, image in planes.items() if image.wcs is not None}
+    if not known:
+        return None
+    first, *others = known
+    ny, nx = planes[first].data.shape[-2:]
+    corners = np.array(
+        [[0, 0], [nx - 1, 0], [0, ny - 1], [nx - 1, ny - 1]], dtype=float
+    )
+    sky = known[first].pixel_to_world(*corners.T)
+    for name in others:
+        there = np.transpose(known[name].world_to_pixel(sky))
+        if not np.allclose(there, corners, atol=0.1):
+            msg = (
+                f"the images of the bands {first!r} and {name!r} are not on one pixel "
+                "grid: their WCS differ. Resample one to the other first."
+            )
+            raise ValueError(msg)
+    return known[first]

@@ -2,7 +2,7 @@
 """
 The one registry of flag bits, and how to read them.
 
-Every ``*_flags`` column and `~astrovae.images.CutoutStack.flags` use the
+Every ``*_flags`` column and ``CutoutStack.flags`` use the
 same bits, so that one row tells everything that happened to a galaxy on
 its way from the image to the catalogue.
 """
@@ -49,7 +49,13 @@ class Flag(enum.IntFlag):
     NOT_CONVERGED = 1 << 12, "the fit had not converged when it was stopped"
     CENTER_OUTSIDE = 1 << 13, "the fitted centre lies outside the cutout"
     NEGATIVE_FLUX = 1 << 14, "the fitted flux is not positive"
-    NO_CUTOUT = 1 << 15, "the row has no cutout in the stack"
+    NO_RESULT = 1 << 15, "the model gave no finite value"
+    POSE_FAILED = 1 << 16, "no pose could be measured"
+    POSE_UNRELIABLE = (
+        1 << 17,
+        "the galaxy is too round for its position angle to mean anything",
+    )
+    POSE_NOT_CONVERGED = 1 << 18, "the pose was still changing when it was stopped"
 
 
 def decode_flags(flags):

@@ -20,11 +20,13 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_log_prob_tril",
+    "irfft2",
     "log_mean_exp",
     "marginal_log_var",
     "marginal_variance",
     "rational_quadratic_spline",
     "reparameterize",
+    "rfft2",
     "soft_clip",
     "softplus_inverse",
     "weighted_sum",
@@ -406,7 +408,7 @@ def rational_quadratic_spline(x, params, bound, *, inverse=False):
     x_knots, widths = _spline_knots(params[..., :num_bins, :], bound)
     y_knots, heights = _spline_knots(params[..., num_bins : 2 * num_bins, :], bound)
     slopes = MIN_SLOPE + ops.softplus(
-        params[..., 2 * num_bins :, :] + softplus_inverse(1.0 - MIN_SLOPE)
+        params[..., 2 * num_bins :, :] + float(softplus_inverse(1.0 - MIN_SLOPE))
     )
     ones = ops.ones_like(slopes[..., :1, :])
     slopes = ops.concatenate([ones, slopes, ones], axis=-2)
@@ -470,7 +472,8 @@ def write_rows(buffer, start, rows):
 
     Compilers turn this into a write in place. PyTorch has no compiler here,
     and copying the matrix at each write would cost more than all else: it
-    writes in place, unless gradients need the old matrix.
+    writes in place, unless gradients need the old matrix. TensorFlow knows
+    no gradient of it.
 
     Parameters
     ----------
@@ -490,3 +493,58 @@ def write_rows(buffer, start, rows):
         buffer[start : start + rows.shape[0]] = rows
         return buffer
     return ops.slice_update(buffer, (start, 0), rows)
+
+
+# ---------------------------------------------------------------------------
+# Fourier transforms of real images, from those of rows that Keras has
+# ---------------------------------------------------------------------------
+
+
+def rfft2(images, shape=None):
+    """
+    Transform real images.
+
+    Parameters
+    ----------
+    images : tensor, shape (..., ny, nx)
+        Images.
+    shape : tuple of int, optional
+        Pad with zeros, behind the last pixels, to this shape.
+
+    Returns
+    -------
+    real, imag : tensor, shape (..., nx // 2 + 1, ny)
+        Non-negative frequencies of x and all frequencies of y: those of
+        `numpy.fft.rfft2` with the last axes swapped, which saves swapping
+        them back for `irfft2`.
+    """
+    height, width = images.shape[-2:] if shape is None else shape
+    real, imag = ops.rfft(images, fft_length=width)
+    extra = [(0, 0)] * (len(images.shape) - 1) + [(0, height - images.shape[-2])]
+    return ops.fft(
+        tuple(ops.pad(ops.swapaxes(part, -1, -2), extra) for part in (real, imag))
+    )
+
+
+def irfft2(spectrum, width):
+    """
+    Transform back what `rfft2` gave.
+
+    Parameters
+    ----------
+    spectrum : tuple of tensor, shape (..., width // 2 + 1, ny)
+        Real and imaginary parts.
+    width : int
+        Number of pixels along x.
+
+    Returns
+    -------
+    tensor, shape (..., ny, width)
+        Real images.
+    """
+    real, imag = spectrum
+    height = real.shape[-1]
+    # the inverse transform is the conjugate of that of the conjugate
+    real, imag = ops.fft((real, -imag))
+    real, imag = (ops.swapaxes(part, -1, -2) / height for part in (real, -imag))
+    return ops.irfft((real, imag), fft_length=width)

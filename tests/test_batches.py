@@ -98,3 +98,27 @@ def test_bad_sources(images):
         Arrays({"image": images, "mask": images[:2]})
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         BatchDataset(as_source(images), 0)
+
+
+def test_random_flips_turn_poses_with_their_images(rng):
+    """The aligned image of a turned galaxy is that of the galaxy."""
+    from astrovae.layers import PoseTransform
+
+    image = rng.normal(size=(40, 9, 9, 1)).astype("float32")
+    pose = np.stack(
+        [
+            rng.uniform(-1, 1, 40),
+            rng.uniform(-1, 1, 40),
+            rng.uniform(-3, 3, 40),
+            rng.choice([-1, 1], 40),
+        ],
+        axis=1,
+    ).astype("float32")
+    turned = random_flips({"image": image, "pose": pose}, rng)
+    assert not np.array_equal(turned["pose"], pose)
+    align = PoseTransform(frame="aligned")
+    before, after = (
+        keras.ops.convert_to_numpy(align((batch["image"], batch["pose"])))
+        for batch in ({"image": image, "pose": pose}, turned)
+    )
+    assert_allclose(after, before, atol=1e-4)

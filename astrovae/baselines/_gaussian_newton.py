@@ -18,13 +18,14 @@ inverse of its covariance, in pixels.
 import numpy as np
 from keras import ops
 
-__all__ = ["LOWEST_SIGMA", "STEPS_PER_ROUND", "GaussianNewton", "sigma_limits"]
+__all__ = ["FIRST_DAMPING", "STEPS_PER_ROUND", "GaussianNewton"]
 
-# Nearly all galaxies converge within so many steps. The others go on in
-# batches of their own, so that no batch waits for its slowest galaxy.
-STEPS_PER_ROUND = 12
+# Most galaxies converge within so many steps. The others go on in batches of
+# their own, so that no batch waits for its slowest galaxy.
+STEPS_PER_ROUND = 8
+FIRST_DAMPING = 1e-2
 # A Gaussian much narrower than a pixel is one pixel: it has no centre.
-LOWEST_SIGMA = 0.3
+_LOWEST_SIGMA = 0.3
 # Converged: what Newton's model still promises, relative to chi2; and relative
 # to the power of the data, for galaxies without noise.
 _TOLERANCE = 1e-9
@@ -33,21 +34,19 @@ _TOLERANCE_POWER = 1e-12
 _ROUNDING = 1e-6
 _MAX_DAMPING = 1e5
 _TINY = 1e-30
+_UNKNOWN = 1e30
 # Nearer to a wall than this, in sigma, a centre is at the wall.
 _CLOSE = 1e-7
-# Starting guesses are tried on a grid of so many centres along each axis.
-_GRID = 24
+# Starting guesses are tried at so many centres along each axis, on an image in
+# which up to 3 x 3 pixels are averaged as long as so many remain.
+_GUESSES = 24
+_MAX_FACTOR = 3
 # Powers of (u, v) beside the amplitude's 1, and where the product of two of
 # them stands in a flat table of moments [power of v, power of u] up to four.
 _POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 _PRODUCTS = np.array(
     [5 * (a[1] + b[1]) + a[0] + b[0] for a in _POWERS for b in _POWERS]
 )
-
-
-def sigma_limits(shape):
-    """Return the smallest and largest sigma of a fit, in pixels."""
-    return LOWEST_SIGMA, 10.0 * max(shape)
 
 
 class GaussianNewton:
@@ -77,42 +76,40 @@ class GaussianNewton:
         ----------
         batch : dict of tensors
             ``image``, ``mask`` and perhaps ``error``; ``start`` (n, n_starts,
-            5), rows of zeros where the start is to be guessed; ``damping``
-            (n, n_starts).
+            5), rows of zeros where it is to be guessed; ``damping`` (n,
+            n_starts).
 
         Returns
         -------
         dict of tensors
-            ``start`` and ``damping`` to go on from, ``chi2``, ``converged``
-            and ``done`` of shape (n, n_starts); for the best of them the
-            ``fisher`` and ``hessian`` matrices (n, n_bands, k, k) of
-            (constant, relative amplitude, five of ``b``), in units of
-            ``scale`` and ``error_scale``.
+            ``start`` and ``damping`` to go on from. For the best start of
+            each galaxy its ``best`` shape, whether it ``converged`` and is
+            ``done`` (it is of no use to go on), and the ``fisher`` and
+            ``hessian`` matrices (n, n_bands, k, k) of (constant, relative
+            amplitude, five of ``b``), in units of ``scale`` and
+            ``error_scale``.
         """
         data, weight, scales = self._prepare(batch)
         given = batch["start"]
         start = ops.where(given[..., 2:3] > 0, given, self._guess(data, weight))
-        shape, damping, chi2, converged, done = self._descend(
+        state = self._descend(
             ops.reshape(start, (-1, 5)),
             ops.reshape(batch["damping"], (-1,)),
             ops.repeat(data, self.n_starts, axis=0),
             ops.repeat(weight, self.n_starts, axis=0),
         )
-        shape = ops.reshape(shape, (-1, self.n_starts, 5))
-        chi2 = ops.reshape(chi2, (-1, self.n_starts))
-        best = ops.argmin(chi2, axis=1)[:, None, None]
-        best = ops.take_along_axis(shape, best, axis=1)[:, 0]
-        _, _, fisher, hessian = self._normal_equations(best, data, weight)
-        return {
-            "start": shape,
-            "damping": ops.reshape(damping, (-1, self.n_starts)),
-            "chi2": chi2,
-            "converged": ops.reshape(converged, (-1, self.n_starts)),
-            "done": ops.reshape(done, (-1, self.n_starts)),
-            "fisher": fisher,
-            "hessian": hessian,
-            **scales,
+        state = {
+            key: ops.reshape(value, (-1, self.n_starts, *value.shape[1:]))
+            for key, value in state.items()
         }
+        first = ops.argmin(state["chi2"], axis=1)
+        results = {"start": state["shape"], "damping": state["damping"], **scales}
+        for key in ("shape", "converged", "done", "fisher", "hessian"):
+            value = state[key]
+            index = ops.reshape(first, (-1, *(1,) * (len(value.shape) - 1)))
+            name = "best" if key == "shape" else key
+            results[name] = ops.take_along_axis(value, index, axis=1)[:, 0]
+        return results
 
     def guess(self, batch):
         """
@@ -157,9 +154,11 @@ class GaussianNewton:
         best guess is taken, its neighbours in position and width are set
         aside, and so on.
         """
-        x, y, sigma, templates = self._templates()
+        factor = min(max(max(self.ny, self.nx) // _GUESSES, 1), _MAX_FACTOR)
+        data, weight = _average(data, weight, factor)
+        x, y, sigma, templates = self._templates(factor)
         scores = []
-        for along_x, along_y in templates:
+        for along_y, along_x in templates:
 
             def project(planes, power, along_x=along_x, along_y=along_y):
                 left = ops.convert_to_tensor(along_y.T**power)
@@ -193,35 +192,36 @@ class GaussianNewton:
             score = ops.where(ops.logical_and(near, alike), -1.0, score)
         return ops.stack(starts, axis=1)
 
-    def _templates(self):
+    def _templates(self, factor):
         """Return centres and widths of all guesses, and their profiles."""
-        axes = []
-        for size in (self.nx, self.ny):
-            count = min(size, _GRID)
-            axes.append((np.arange(count) + 0.5) * size / count - 0.5)
-        size = max(self.nx, self.ny)
-        narrowest = max(1.0, size / _GRID / 1.5)
-        count = max(1, int(np.log2(max(size / 3 / narrowest, 1.0))) + 1)
+        largest = max(self.ny, self.nx)
+        narrowest = max(1.0, largest / _GUESSES / 1.5)
+        count = 1 + int(np.log2(max(largest / 3 / narrowest, 1.0)))
         sigmas = narrowest * 2.0 ** np.arange(count)
+        axes, pixels = [], []
+        for size in (self.ny, self.nx):
+            edges = np.arange(0, size, factor)
+            pixels.append(0.5 * (edges + np.minimum(edges + factor, size) - 1))
+            count = min(len(edges), _GUESSES)
+            axes.append((np.arange(count) + 0.5) * size / count - 0.5)
         templates = [
-            tuple(
-                np.exp(-0.5 * ((np.arange(size)[:, None] - axis) / sigma) ** 2).astype(
-                    np.float32
-                )
-                for size, axis in zip((self.nx, self.ny), axes, strict=True)
-            )
+            [
+                np.exp(-0.5 * ((at[:, None] - axis) / sigma) ** 2).astype("float32")
+                for at, axis in zip(pixels, axes, strict=True)
+            ]
             for sigma in sigmas
         ]
-        sigma, y, x = np.meshgrid(sigmas, axes[1], axes[0], indexing="ij")
-        columns = [column.ravel().astype(np.float32) for column in (x, y, sigma)]
+        sigma, y, x = np.meshgrid(sigmas, *axes, indexing="ij")
+        columns = [column.ravel().astype("float32") for column in (x, y, sigma)]
         return *(ops.convert_to_tensor(column) for column in columns), templates
 
-    def _normal_equations(self, shape, data, weight):
+    def _normal_equations(self, shape, data, weight, area):
         """
         Evaluate the model with its best amplitudes and constants.
 
-        Returns ``chi2`` (rows,), its halved gradient (rows, 5) along ``b``,
-        and the Gauss-Newton ("Fisher") and exact Hessian matrices.
+        ``area`` is the sum of the weights. Returns chi2 (rows,), its halved
+        gradient (rows, 5) along ``b``, and the Gauss-Newton ("Fisher") and
+        exact Hessian matrices of each band.
         """
         x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
         u = (ops.arange(self.nx, dtype="float32") - x[:, None]) / scale_x[:, None]
@@ -232,102 +232,69 @@ class GaussianNewton:
             + (2.0 * qxy[:, None] * u)[:, None, :] * v[:, :, None]
         )
         g = ops.exp(-0.5 * exponent)[:, None]
-        planes = [weight * g * g, weight * data * g]
+        # one product for two planes: compilers make it twice as fast
+        planes = ops.concatenate([weight * g * g, weight * data * g], axis=1)
+        squares, cross = ops.split(_moments(planes, u, v), 2, axis=1)
+        norm = squares[..., :1, :1]
         if self.background:
-            planes.append(weight * g)
-        tables = _moments(ops.concatenate(planes, axis=1), u, v)
-        tables = ops.split(tables, len(planes), axis=1)
-        squares, cross = tables[:2]
-        norm, flux = squares[..., 0, 0], cross[..., 0, 0]
-        if self.background:
-            area = ops.maximum(ops.sum(weight, axis=(2, 3)), _TINY)
-            total = ops.sum(weight * data, axis=(2, 3))
-            sums = tables[2]
-            mean = sums[..., 0, 0] / area
-            spread = ops.maximum(norm - mean * mean * area, 1e-6 * norm + _TINY)
-            amplitude = (flux - mean * total) / spread
-            constant = total / area - amplitude * mean
-        else:
-            amplitude = flux / ops.maximum(norm, _TINY)
-            constant = ops.zeros_like(amplitude)
-        a, c = amplitude[..., None, None], constant[..., None, None]
-        residual = data - a * g - c
-        chi2 = ops.sum(weight * residual * residual, axis=(1, 2, 3))
-        pull = a * (cross - a * squares)
+            # the data have mean zero: the constant only balances the Gaussian
+            sums = _moments(weight * g, u, v)
+            mean = sums[..., :1, :1] / area
+            norm = ops.maximum(norm - mean * mean * area, 1e-6 * norm)
+        a = cross[..., :1, :1] / ops.maximum(norm, _TINY)
+        residual = data - a * g
+        pull = cross - a * squares
         fisher = a * a * squares
         if self.background:
-            pull = pull - a * c * sums
-            border = a * sums[..., :1]
-            corner = area[..., None, None]
-            pad = ((0, 0), (0, 0), (1, 0), (1, 0))
-            fisher = ops.concatenate(
-                [
-                    ops.concatenate([corner, ops.swapaxes(border, -1, -2)], axis=-1),
-                    ops.concatenate([border, fisher], axis=-1),
-                ],
-                axis=-2,
-            )
-            hessian = fisher - ops.pad(pull, pad)
-        else:
-            hessian = fisher - pull
+            c = -a * mean
+            residual = residual - c
+            pull = pull - c * sums
+            fisher = _border(area, a * sums[..., :1], fisher)
+        chi2 = ops.sum(weight * residual * residual, axis=(1, 2, 3))
+        pull = a * pull
         gradient = -ops.sum(pull[..., 1:, 0], axis=1)
-        return chi2, gradient, fisher, hessian
+        if self.background:
+            pull = ops.pad(pull, ((0, 0), (0, 0), (1, 0), (1, 0)))
+        return chi2, gradient, fisher, fisher - pull
 
-    def _evaluate(self, shape, data, weight):
-        """Chi2, gradient and both Hessians with the linear part eliminated."""
-        chi2, gradient, *matrices = self._normal_equations(shape, data, weight)
-        reduced = []
-        for matrix in matrices:
-            for _ in range(2 if self.background else 1):
-                pivot = ops.maximum(matrix[..., :1, :1], _TINY)
-                column = matrix[..., 1:, :1]
-                product = column * ops.swapaxes(column, -1, -2)
-                matrix = matrix[..., 1:, 1:] - product / pivot
-            reduced.append(ops.sum(matrix, axis=1))
-        return chi2, gradient, *reduced
+    def _eliminate(self, matrix):
+        """Matrix of the five of ``b`` where the linear part follows them."""
+        for _ in range(2 if self.background else 1):
+            pivot = ops.maximum(matrix[..., :1, :1], _TINY)
+            column = matrix[..., 1:, :1]
+            product = column * ops.swapaxes(column, -1, -2)
+            matrix = matrix[..., 1:, 1:] - product / pivot
+        return ops.sum(matrix, axis=1)
 
     def _descend(self, shape, damping, data, weight):
         """Damped Newton steps; rows that have converged stand still."""
         floor = _TOLERANCE_POWER * ops.sum(weight * data * data, axis=(1, 2, 3))
+        area = ops.maximum(ops.sum(weight, axis=(2, 3), keepdims=True), _TINY)
+        keys = ("chi2", "gradient", "fisher", "hessian")
 
         def unfinished(step, state):
             return ops.any(ops.logical_not(state["done"]))
 
         def advance(step, state):
-            trial = self._evaluate(state["trial"], data, weight)
-            gain = 0.5 * (state["chi2"] - trial[0])
-            slight = state["promise"] < 1e-5 * state["chi2"] + floor
-            accept = ops.logical_or(
-                gain >= 0,
-                # below the rounding of chi2, Newton's model is trusted
-                ops.logical_and(slight, gain > -_ROUNDING * state["chi2"] - floor),
-            )
-            accept = ops.logical_and(accept, ops.logical_not(state["done"]))
-            trusted = ops.logical_or(gain > 0.5 * state["promise"], slight)
-            damping = ops.where(
-                accept,
-                ops.where(trusted, 0.1 * state["damping"], state["damping"]),
-                ops.maximum(10.0 * state["damping"], 1e-2),
-            )
-            damping = ops.where(state["done"], state["damping"], damping)
-            keys = ("chi2", "gradient", "fisher", "hessian")
-            new = {
-                key: _where(accept, value, state[key])
-                for key, value in zip(keys, trial, strict=True)
-            }
+            values = self._normal_equations(state["trial"], data, weight, area)
+            trial = dict(zip(keys, values, strict=True))
+            accept, damping = _judge(state, trial["chi2"], floor)
+            new = {key: _where(accept, trial[key], state[key]) for key in keys}
             shape = _where(accept, state["trial"], state["shape"])
             walls = self._walls(shape, new["gradient"])
             change, matrix = _newton_step(
-                new["gradient"], new["hessian"] + walls, new["fisher"] + walls, damping
+                new["gradient"],
+                self._eliminate(new["hessian"]) + walls,
+                self._eliminate(new["fisher"]) + walls,
+                damping,
             )
             moved, factor = self._move(shape, change)
             slope = -ops.sum(new["gradient"] * change, axis=-1)
-            curvature = ops.sum(
-                change * ops.sum(matrix * change[:, None, :], axis=-1), axis=-1
-            )
+            bend = ops.sum(matrix * change[:, None, :], axis=-1)
+            bend = ops.sum(bend * change, axis=-1)
             converged = ops.logical_and(
                 slope * (1.0 + damping) <= _TOLERANCE * new["chi2"] + floor,
-                new["chi2"] < 1e30,
+                new["chi2"] < _UNKNOWN,
             )
             # the last step is too small to be tested: it is taken
             last = ops.logical_and(converged, ops.logical_not(state["done"]))
@@ -336,22 +303,22 @@ class GaussianNewton:
                 "shape": _where(last, moved, shape),
                 "trial": moved,
                 "damping": damping,
-                "promise": factor * slope - 0.5 * factor * factor * curvature,
+                "promise": factor * slope - 0.5 * factor * factor * bend,
                 "converged": ops.logical_or(state["converged"], last),
                 "done": ops.logical_or(state["done"], done),
             }
 
-        zero = ops.zeros_like(damping)
-        none = ops.zeros_like(damping, dtype="bool")
-        matrix = ops.zeros_like(shape)[:, :, None] * ops.zeros_like(shape)[:, None, :]
+        zero, none = ops.zeros_like(damping), ops.zeros_like(damping, dtype="bool")
+        size = 7 if self.background else 6
+        square = ops.tile(zero[:, None, None, None], (1, self.n_bands, size, size))
         state = {
             "shape": shape,
             "trial": shape,
             "damping": damping,
-            "chi2": zero + 1e30,
+            "chi2": zero + _UNKNOWN,
             "gradient": ops.zeros_like(shape),
-            "fisher": matrix,
-            "hessian": matrix,
+            "fisher": square,
+            "hessian": square,
             "promise": zero,
             "converged": none,
             "done": none,
@@ -359,8 +326,7 @@ class GaussianNewton:
         _, state = ops.while_loop(
             unfinished, advance, (0, state), maximum_iterations=STEPS_PER_ROUND
         )
-        keys = ("shape", "damping", "chi2", "converged", "done")
-        return tuple(state[key] for key in keys)
+        return state
 
     def _walls(self, shape, gradient):
         """
@@ -414,9 +380,7 @@ class GaussianNewton:
         radius = ops.sqrt(half * half + exy * exy)
         largest = ops.maximum(distance, ops.abs(mean) + radius)
         factor = ops.minimum(1.0, 2.0 / ops.maximum(largest, _TINY))
-        mean, half, exy, radius = (
-            factor * part for part in (mean, half, exy, radius)
-        )
+        mean, half, exy, radius = (factor * part for part in (mean, half, exy, radius))
         # exp(e) for a symmetric 2 x 2 matrix
         growth, shrink = ops.exp(mean + radius), ops.exp(mean - radius)
         small = radius < 1e-3
@@ -435,7 +399,7 @@ class GaussianNewton:
 
     def _clip_axes(self, pxx, pxy, pyy):
         """Keep both sigmas between their limits."""
-        narrowest, widest = sigma_limits((self.ny, self.nx))
+        narrowest, widest = _LOWEST_SIGMA, 10.0 * max(self.ny, self.nx)
         mean, half = 0.5 * (pxx + pyy), 0.5 * (pxx - pyy)
         radius = ops.sqrt(half * half + pxy * pxy)
         low, high = widest**-2, narrowest**-2
@@ -444,6 +408,20 @@ class GaussianNewton:
         ratio = 0.5 * (first - second) / ops.maximum(radius, _TINY)
         mean = 0.5 * (first + second)
         return mean + ratio * half, ratio * pxy, mean - ratio * half
+
+
+def _average(data, weight, step):
+    """Average (n, n_bands, ny, nx) over ``step x step`` pixels."""
+    if step == 1:
+        return data, weight
+    sums = []
+    for plane in (weight * data, weight):
+        padding = [(0, 0), (0, 0), *((0, -size % step) for size in plane.shape[2:])]
+        plane = ops.pad(plane, padding)
+        offsets = [(row, column) for row in range(step) for column in range(step)]
+        sums.append(sum(plane[:, :, i::step, j::step] for i, j in offsets))
+    total, norm = sums
+    return total / ops.where(norm > 0, norm, 1.0), norm
 
 
 def _scaled(shape):
@@ -468,9 +446,31 @@ def _moments(planes, u, v):
     return ops.reshape(table, (-1, planes.shape[1], 6, 6))
 
 
+def _border(corner, side, matrix):
+    """Put a row and a column before a symmetric matrix."""
+    top = ops.concatenate([corner, ops.swapaxes(side, -1, -2)], axis=-1)
+    return ops.concatenate([top, ops.concatenate([side, matrix], axis=-1)], axis=-2)
+
+
 def _where(rows, new, old):
     """Choose whole rows."""
     return ops.where(ops.reshape(rows, (-1,) + (1,) * (len(new.shape) - 1)), new, old)
+
+
+def _judge(state, chi2, floor):
+    """Decide which trials are accepted, and how much to damp from now on."""
+    gain = 0.5 * (state["chi2"] - chi2)
+    # where the promise is below the rounding of chi2, Newton's model is trusted
+    slight = state["promise"] < 1e-5 * state["chi2"] + floor
+    harmless = ops.logical_and(slight, gain > -_ROUNDING * state["chi2"] - floor)
+    accept = ops.logical_or(gain >= 0, harmless)
+    accept = ops.logical_and(accept, ops.logical_not(state["done"]))
+    trusted = ops.logical_or(gain > 0.5 * state["promise"], slight)
+    damping = state["damping"]
+    less = ops.where(trusted, 0.1 * damping, damping)
+    more = ops.maximum(10.0 * damping, FIRST_DAMPING)
+    changed = ops.where(accept, less, more)
+    return accept, ops.where(state["done"], damping, changed)
 
 
 def _newton_step(gradient, hessian, fisher, damping):
@@ -484,7 +484,8 @@ def _newton_step(gradient, hessian, fisher, damping):
     scales = scale[:, :, None] * scale[:, None, :]
     ridge = ops.eye(5, dtype="float32") * (damping + 1e-6)[:, None, None]
     matrices = ops.stack([hessian, fisher]) * scales + ridge
-    steps, pivots = _solve(matrices, gradient * scale)
+    vectors = ops.stack([gradient * scale] * 2)
+    steps, pivots = _solve(matrices, vectors)
     definite = pivots[0] > 1e-4
     step = -_where(definite, steps[0], steps[1]) * scale
     return step, _where(definite, matrices[0], matrices[1]) / scales
@@ -492,30 +493,13 @@ def _newton_step(gradient, hessian, fisher, damping):
 
 def _solve(matrix, vector):
     """Solve symmetric 5 x 5 systems; return also their smallest pivots."""
-    size = matrix.shape[-1]
-    lower, pivots, forward = {}, [], []
-    for j in range(size):
-        pivot = matrix[..., j, j]
-        for k in range(j):
-            pivot = pivot - lower[j, k] * lower[j, k] * pivots[k]
+    table = ops.concatenate([matrix, vector[..., None]], axis=-1)
+    identity = ops.eye(5, dtype="float32")[:, :, None]
+    pivots = []
+    for j in range(5):
+        pivot = table[..., j : j + 1, j : j + 1]
         pivot = ops.where(ops.abs(pivot) > 1e-6, pivot, 1e-6)
-        pivots.append(pivot)
-        for i in range(j + 1, size):
-            entry = matrix[..., i, j]
-            for k in range(j):
-                entry = entry - lower[i, k] * lower[j, k] * pivots[k]
-            lower[i, j] = entry / pivot
-        value = vector[..., j]
-        for k in range(j):
-            value = value - lower[j, k] * forward[k]
-        forward.append(value)
-    solution = [None] * size
-    for j in reversed(range(size)):
-        value = forward[j] / pivots[j]
-        for i in range(j + 1, size):
-            value = value - lower[i, j] * solution[i]
-        solution[j] = value
-    smallest = pivots[0]
-    for pivot in pivots[1:]:
-        smallest = ops.minimum(smallest, pivot)
-    return ops.stack(solution, axis=-1), smallest
+        pivots.append(pivot[..., 0, 0])
+        column = table[..., :, j : j + 1] - identity[j]
+        table = table - column * (table[..., j : j + 1, :] / pivot)
+    return table[..., 5], ops.min(ops.stack(pivots), axis=0)

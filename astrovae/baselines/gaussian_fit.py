@@ -46,7 +46,7 @@ class GaussianFit(BaseEstimator):
         images of single galaxies; neighbours and noise need more.
     max_iter : int, optional
         The largest number of steps from each start, rounded up to a
-        multiple of 12, which is what most galaxies need.
+        multiple of 8, which is what most galaxies need.
     batch_size : int, optional
         Galaxies at a time.
 
@@ -120,7 +120,7 @@ class GaussianFit(BaseEstimator):
     [12.] [11.] [3.] [2.]
     """
 
-    def __init__(self, *, background=False, n_starts=4, max_iter=60, batch_size=64):
+    def __init__(self, *, background=False, n_starts=5, max_iter=60, batch_size=64):
         self.background = background
         self.n_starts = n_starts
         self.max_iter = max_iter
@@ -174,14 +174,8 @@ class GaussianFit(BaseEstimator):
         ny, nx, n_bands = self.image_shape_
         rows = np.arange(len(self.x_)) if indices is None else np.atleast_1d(indices)
         images = np.empty((len(rows), ny, nx, n_bands), dtype=np.float32)
-        shapes = np.stack(
-            [
-                self.x_,
-                self.y_,
-                *_inverse_covariance(self.sigma_major_, self.sigma_minor_, self.theta_),
-            ],
-            axis=1,
-        )
+        shape = {name: getattr(self, f"{name}_") for name in _SHAPE_NAMES}
+        shapes = np.stack([self.x_, self.y_, *_inverse_covariance(shape)], axis=1)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             profile = _profiles(shapes[block], (ny, nx))
@@ -251,7 +245,7 @@ class GaussianFit(BaseEstimator):
             # no galaxies are one empty chunk
             for start in range(0, max(len(source), 1), _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, len(source)))
-                seed, results = None, []
+                results = []
                 for background in backgrounds:
                     search = _Search(
                         source,
@@ -261,9 +255,9 @@ class GaussianFit(BaseEstimator):
                         n_starts=n_starts,
                         batch_size=batch_size,
                     )
-                    found = search.run(rows, seed, max_iter)
-                    results.append(_measure(source, rows, found, background))
-                    seed = found["shape"]
+                    results.append(search.measure(rows, max_iter))
+                if len(results) == 2:
+                    search.improve(rows, max_iter, *results)
                 chunks.append(results)
                 bar(len(rows))
         merged = [
@@ -302,46 +296,56 @@ class _Search:
         batch["damping"] = self.damping[self.local[indices]]
         return batch
 
-    def run(self, rows, seed, max_iter):
+    def measure(self, rows, max_iter, start=None):
+        """Search for the shapes of some galaxies, and measure what follows."""
+        found = self.run(rows, max_iter, start)
+        return _measure(self.source, rows, found, self.background)
+
+    def improve(self, rows, max_iter, special, general):
+        """Search again where a special case of the model was found to be better."""
+        worse = np.flatnonzero(general["chi2"] > special["chi2"])
+        start = np.stack([special["x"], special["y"], *_inverse_covariance(special)], 1)
+        again = self.measure(rows[worse], max_iter, start[worse])
+        for name, values in general.items():
+            values[worse] = again[name]
+
+    def run(self, rows, max_iter, start=None):
         """
-        Search from ``n_starts`` guesses; ``seed`` replaces the last of them.
+        Search for shapes, from ``start`` or from guesses.
 
         Galaxies that have not converged after a round enter the next one.
         Batches are always full, so that what a galaxy's neighbours do never
         changes the shape, and with it the rounding, of a batch.
         """
-        from astrovae.baselines._gaussian_newton import STEPS_PER_ROUND
+        from astrovae.baselines._gaussian_newton import FIRST_DAMPING, STEPS_PER_ROUND
 
-        self.start = np.zeros((len(rows), self.n_starts, 5), dtype=np.float32)
-        if seed is not None:
-            self.start[:, -1] = seed
-        self.damping = np.full((len(rows), self.n_starts), 1e-2, dtype=np.float32)
-        n_linear = 2 if self.background else 1
-        square = (len(rows), self.shape[-1], 5 + n_linear, 5 + n_linear)
+        n = len(rows)
+        self.start = np.zeros((n, self.n_starts, 5), dtype=np.float32)
+        if start is not None:
+            self.start[:] = start[:, np.newaxis]
+        self.damping = np.full((n, self.n_starts), FIRST_DAMPING, dtype=np.float32)
+        size = 7 if self.background else 6
+        square = (n, self.shape[-1], size, size)
         found = {
-            "shape": np.full((len(rows), 5), np.nan, dtype=np.float32),
-            "converged": np.zeros(len(rows), dtype=bool),
-            "fisher": np.full(square, np.nan, dtype=np.float32),
-            "hessian": np.full(square, np.nan, dtype=np.float32),
-            "scale": np.ones(len(rows), dtype=np.float32),
-            "error_scale": np.ones(len(rows), dtype=np.float32),
+            "start": self.start,
+            "damping": self.damping,
+            "best": np.zeros((n, 5), dtype=np.float32),
+            "converged": np.zeros(n, dtype=bool),
+            "fisher": np.zeros(square, dtype=np.float32),
+            "hessian": np.zeros(square, dtype=np.float32),
+            "scale": np.ones(n, dtype=np.float32),
+            "error_scale": np.ones(n, dtype=np.float32),
         }
-        local = np.arange(len(rows))
+        local = np.arange(n)
         for _ in range(-(-max_iter // STEPS_PER_ROUND)):
             if not len(local):
                 break
             self.local = np.pad(local, (0, -len(local) % self.batch_size), mode="edge")
             self.rows = rows[self.local]
             result = self.function.map(self, batch_size=self.batch_size)
-            result = {name: values[: len(local)] for name, values in result.items()}
-            self.start[local] = result["start"]
-            self.damping[local] = result["damping"]
-            pick = (np.arange(len(local)), np.argmin(result["chi2"], axis=1))
-            result["shape"] = result["start"][pick]
-            result["converged"] = result["converged"][pick]
             for name, values in found.items():
-                values[local] = result[name]
-            local = local[~result["done"][pick]]
+                values[local] = result[name][: len(local)]
+            local = local[~result["done"][: len(local)]]
         return found
 
 
@@ -360,10 +364,11 @@ def _compiled(shape, keys, background, n_starts, batch_size):
     return RowFunction(newton)
 
 
-def _inverse_covariance(sigma_major, sigma_minor, theta):
-    """Return the entries xx, xy and yy, each (n,), for theta in degrees."""
-    cos, sin = np.cos(np.radians(theta)), np.sin(np.radians(theta))
-    major, minor = sigma_major**-2, sigma_minor**-2
+def _inverse_covariance(result):
+    """Return the entries xx, xy and yy of fitted Gaussians, each (n,)."""
+    angle = np.radians(result["theta"])
+    cos, sin = np.cos(angle), np.sin(angle)
+    major, minor = result["sigma_major"] ** -2, result["sigma_minor"] ** -2
     pxx = cos * cos * major + sin * sin * minor
     pyy = sin * sin * major + cos * cos * minor
     return pxx, cos * sin * (major - minor), pyy
@@ -382,7 +387,7 @@ def _profiles(shapes, image_shape):
 
 def _measure(source, rows, found, background):
     """Everything that follows from the shapes, in float64, and its flags."""
-    shapes = found["shape"].astype(np.float64)
+    shapes = found["best"].astype(np.float64)
     blocks = [
         _linear_part(
             source.batch(rows[start : start + _BLOCK]),
@@ -396,16 +401,14 @@ def _measure(source, rows, found, background):
     result = {key: parts[key] for key in ("amplitude", "background", "mse", "chi2")}
     n_valid = parts["n_valid"]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        result["log_like"] = (
-            -0.5 * n_valid * (np.log(2 * np.pi * result["mse"]) + 1)
-        )
+        result["log_like"] = -0.5 * n_valid * (np.log(2 * np.pi * result["mse"]) + 1)
         result |= _geometry(shapes)
         area = 2 * np.pi * result["sigma_major"] * result["sigma_minor"]
         result["flux"] = area[:, np.newaxis] * result["amplitude"]
         result |= _errors(found, shapes, result, parts)
     n_parameters = 5 + (1 + background) * (n_valid > 0).sum(axis=1)
     measured = (n_valid.sum(axis=1) > n_parameters) & ~parts["constant"]
-    for name, values in result.items():
+    for values in result.values():
         values[~measured] = np.nan
         if values.ndim == 2:
             values[n_valid == 0] = np.nan
@@ -419,37 +422,39 @@ def _linear_part(batch, shapes, background):
     image, mask = batch["image"], batch["mask"]
     n, ny, nx, n_bands = image.shape
     planes = (n, ny * nx, n_bands)
-    valid = ~mask.reshape(planes)
-    data = np.where(valid, image.reshape(planes), 0.0)
-    low = np.min(data, axis=1, where=valid, initial=np.inf)
-    high = np.max(data, axis=1, where=valid, initial=-np.inf)
-    weight = valid.astype(np.float64)
-    n_valid = weight.sum(axis=1)
+    valid = np.logical_not(mask).reshape(planes).astype(np.float64)
+    data = image.reshape(planes) * valid
+    n_valid = valid.sum(axis=1)
+    weight = valid
     if "error" in batch:
-        weight /= np.square(batch["error"].reshape(planes), dtype=np.float64)
+        weight = valid / np.square(batch["error"].reshape(planes), dtype=np.float64)
     profile = _profiles(shapes, (ny, nx))[:, np.newaxis]
-    flux, norm = (
-        (profile @ (weight * data))[:, 0],
-        (np.square(profile) @ weight)[:, 0],
-    )
+    norm = (np.square(profile) @ weight)[:, 0]
+    flux = (profile @ (weight * data))[:, 0]
     constant = np.zeros((n, n_bands))
     with np.errstate(divide="ignore", invalid="ignore"):
         if background:
             area, total = weight.sum(axis=1), (weight * data).sum(axis=1)
             mean = (profile @ weight)[:, 0] / area
-            amplitude = (flux - mean * total) / (norm - mean * mean * area)
-            constant = total / area - amplitude * mean
-        else:
-            amplitude = flux / norm
-        model = profile[:, 0, :, np.newaxis] * amplitude[:, np.newaxis]
-        residual = np.square(data - model - constant[:, np.newaxis])
+            norm -= mean * mean * area
+            constant = total / area
+            flux -= mean * total
+        amplitude = flux / norm
+        if background:
+            constant -= amplitude * mean
+        residual = profile[:, 0, :, np.newaxis] * -amplitude[:, np.newaxis]
+        residual += data
+        residual -= constant[:, np.newaxis]
+        np.square(residual, out=residual)
         mse = (residual * valid).sum(axis=1) / n_valid
+    low = np.where(mask, np.inf, image).min(axis=(1, 2))
+    high = np.where(mask, -np.inf, image).max(axis=(1, 2))
     return {
         "amplitude": amplitude,
         "background": constant,
         "mse": mse,
         # a band without pixels has no amplitude, and adds nothing
-        "chi2": np.nansum(residual * weight, axis=(1, 2)),
+        "chi2": np.nansum((residual * weight).sum(axis=1), axis=1),
         "n_valid": n_valid,
         "n_masked": mask.sum(axis=(1, 2, 3)),
         "constant": (low >= high).all(axis=1),

@@ -101,4 +101,4 @@ def _values(column):
     values = getattr(column, "unmasked", column)
     data = np.array(np.ma.getdata(getattr(values, "value", values)), dtype=float)
     data[np.broadcast_to(getattr(column, "mask", False), data.shape)] = np.nan
-    return data.reshape(len(data), -1)
+    return data[:, np.newaxis] if data.ndim == 1 else data

@@ -4,6 +4,7 @@
 from astrovae.catalog.append import (
     add_baselines,
     add_latents,
+    add_pose,
     add_reconstruction,
     annotate,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "ColumnSpec",
     "add_baselines",
     "add_latents",
+    "add_pose",
     "add_reconstruction",
     "annotate",
     "read_catalog",

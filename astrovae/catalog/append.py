@@ -21,7 +21,7 @@ from astrovae.catalog.columns import COLUMNS
 from astrovae.exceptions import FlaggedRowsWarning
 from astrovae.flags import Flag
 
-__all__ = ["add_baselines", "add_latents", "add_reconstruction", "annotate"]
+__all__ = ["add_baselines", "add_latents", "add_pose", "add_reconstruction", "annotate"]
 
 _STEPS = ("latents", "reconstruction", "baselines")
 
@@ -82,15 +82,65 @@ def add_latents(
         msg = f"the model encoded {len(mean)} galaxies of {len(table)}."
         raise ValueError(msg)
     bad = _unmeasured(stack)
+    flags = np.array(stack.flags)
+    failed = ~bad & ~np.isfinite(mean).all(axis=1)
+    flags[failed] |= Flag.NO_RESULT
+    bad |= failed
     sigma = np.full_like(mean, np.nan)
     if log_var is not None:
         sigma = np.exp(0.5 * np.asarray(log_var, dtype=np.float32))
     values = {
         "latent_mean": np.where(bad[:, None], np.nan, mean),
         "latent_sigma": np.where(bad[:, None], np.nan, sigma),
-        "latent_flags": np.asarray(stack.flags),
+        "latent_flags": flags,
     }
     return _append(table, values, stack, prefix, "latents", _model_record(model))
+
+
+def add_pose(table, stack, *, prefix="", overwrite=False):
+    """
+    Append where each galaxy lies in its cutout, and how it is turned.
+
+    Parameters
+    ----------
+    table : `~astropy.table.Table`
+        The catalogue, one row per cutout, in the order of the stack.
+    stack : `~astrovae.images.CutoutStack`
+        The cutouts, with a pose, e.g. from `~astrovae.images.measure_pose`.
+    prefix : str, optional
+        Put before every column name.
+    overwrite : bool, optional
+        Replace existing columns.
+
+    Returns
+    -------
+    table : `~astropy.table.Table`
+        A copy with ``pose_x``, ``pose_y``, ``pose_angle``, ``pose_flip``,
+        ``pose_size`` and ``pose_axis_ratio``, all but the flip with errors,
+        and ``pose_flags``. Rows whose pose could not be measured are masked.
+
+    Raises
+    ------
+    ValueError
+        As for `add_latents`, or if the stack has no pose.
+
+    Examples
+    --------
+    >>> from astrovae.catalog import add_pose
+    >>> from astrovae.datasets import make_galaxies
+    >>> from astrovae.images import measure_pose
+    >>> truth, stack = make_galaxies(8, shape=(16, 16), seed=1)
+    >>> table = add_pose(truth, measure_pose(stack))
+    >>> table["pose_angle"].unit
+    Unit("deg")
+    """
+    _check_rows(table, stack)
+    values = stack.pose_columns
+    if not values:
+        msg = "the stack has no pose. Call astrovae.images.measure_pose(stack) first."
+        raise ValueError(msg)
+    _check_new(table, values, prefix, overwrite)
+    return _append(table, values, stack, prefix, "pose", {})
 
 
 def add_reconstruction(
@@ -126,9 +176,13 @@ def add_reconstruction(
     ValueError
         As for `add_latents`.
     """
-    return _add_measured(
+    table = _add_measured(
         table, model, stack, prefix, overwrite, show_progress, "reconstruction"
     )
+    if f"{prefix}vae_beats_gauss_mse" in table.colnames:
+        # those were of the model whose columns have just been replaced
+        table = _add_wins(table, stack, prefix, overwrite=True)
+    return table
 
 
 def add_baselines(
@@ -178,9 +232,15 @@ def add_baselines(
         from astrovae.baselines import GaussianFit
 
         baselines = [GaussianFit()]
-    if model is not None and f"{prefix}vae_mse" not in table.colnames:
+    known = f"{prefix}vae_mse" in table.colnames
+    if model is not None and (overwrite or not known):
         table = add_reconstruction(
-            table, model, stack, prefix=prefix, show_progress=show_progress
+            table,
+            model,
+            stack,
+            prefix=prefix,
+            overwrite=overwrite,
+            show_progress=show_progress,
         )
     for baseline in baselines:
         table = _add_measured(
@@ -235,6 +295,7 @@ def annotate(
         As for `add_latents`; `~astrovae.exceptions.PreprocessingError` if the
         cutouts cannot be prepared as those that the model was trained on.
     """
+    what = (what,) if isinstance(what, str) else tuple(what)
     for step in what:
         check_option("what", step, _STEPS)
     _check_rows(table, stack)

@@ -106,6 +106,47 @@ def _fit_columns():
     return columns
 
 
+def _pose_columns():
+    """Columns of the pose; each measurement comes with its error."""
+    where = "in pixels of the cutout, 0 at the centre of the first"
+    parameters = {
+        "pose_x": ("pix", "pos.cartesian.x", f"Centre of the galaxy along x, {where}."),
+        "pose_y": ("pix", "pos.cartesian.y", f"Centre of the galaxy along y, {where}."),
+        "pose_angle": (
+            "deg",
+            "pos.posAng",
+            "Angle of the major axis towards its brighter side, from +x towards +y.",
+        ),
+        "pose_axis_ratio": (
+            "",
+            "phys.size.axisRatio",
+            "Minor over major axis of the matched Gaussian; the PSF is not taken off.",
+        ),
+        "pose_size": (
+            "pix",
+            "phys.angSize",
+            "Geometric mean of the standard deviations of the matched Gaussian.",
+        ),
+    }
+    columns = {}
+    for name, (unit, ucd, text) in parameters.items():
+        columns[name] = ColumnSpec("float64", "", unit, ucd, text)
+        columns[f"{name}_err"] = ColumnSpec(
+            "float64", "", unit, f"stat.error;{ucd}", f"1-sigma error of {name}."
+        )
+    columns["pose_flip"] = ColumnSpec(
+        "float64",
+        "",
+        "",
+        "src.morph.param",
+        "-1 if the brighter side is clockwise of the major axis, else +1.",
+    )
+    columns["pose_flags"] = ColumnSpec(
+        "int32", "", "", "meta.code", "Flag bits of the cutout and its pose."
+    )
+    return columns
+
+
 def _win_columns():
     columns = {}
     for suffix, model in (("", "Gaussian"), ("_background", "Gaussian plus constant")):
@@ -181,6 +222,7 @@ COLUMNS = {
         "stat.likelihood",
         "Log-likelihood of the pixels at the posterior mean.",
     ),
+    **_pose_columns(),
     **_fit_columns(),
     **_win_columns(),
 }

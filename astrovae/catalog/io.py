@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-
 from astropy.table import MaskedColumn, QTable
 from astropy.table.meta import get_header_from_yaml
 from astropy.utils.exceptions import AstropyWarning
@@ -59,14 +58,21 @@ def write_catalog(table, path, *, overwrite=False):
     keyword, ``ASTROVAE``, as JSON, and `read_catalog` restores it.
     """
     path = Path(path)
-    form = _format(path, _FORMATS)
+    form = check_format(path)
     table = table.copy(copy_data=False)
     if form == "fits":
         _fit_for_fits(table)
     with atomic_file(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
         # FITS drops what has no keyword, e.g. column UCDs: said in Notes
         warnings.simplefilter("ignore", AstropyWarning)
-        table.write(temporary, format=form, overwrite=True)
+        try:
+            table.write(temporary, format=form, overwrite=True)
+        except (UnicodeError, TypeError, AttributeError) as error:
+            msg = (
+                f"{path.name}: a column has values that {form} cannot hold "
+                f"({error}). Write it as .ecsv, or remove the column."
+            )
+            raise ValueError(msg) from error
 
 
 def read_catalog(path):
@@ -100,12 +106,18 @@ def read_catalog(path):
             table = _read_ecsv(path)
         else:
             table = QTable.read(path, format=form)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        msg = f"{path} cannot be read as {form}: {error}"
+    # the readers raise errors of many kinds on damaged files
+    except Exception as error:
+        msg = f"{path} cannot be read as {form}: {error or type(error).__name__}"
         raise ValueError(msg) from error
     if form == "fits":
         _restore_from_fits(table)
     return table
+
+
+def check_format(path):
+    """Name the format to write a path in, or say that there is none."""
+    return _format(Path(path), _FORMATS)
 
 
 def _format(path, formats):
@@ -165,11 +177,14 @@ def _restore_from_fits(table):
     """Undo `_fit_for_fits`; native byte order and text for the rest."""
     if _KEYWORD in table.meta:
         table.meta["astrovae"] = json.loads(table.meta.pop(_KEYWORD))
-    table.convert_bytestring_to_unicode()
     for name in table.colnames:
         column = table[name]
         dtype = getattr(column, "dtype", None)
-        if dtype is not None and not dtype.isnative:
-            native = column.astype(dtype.newbyteorder("="))
+        if dtype is None:  # a coordinate or a time
+            continue
+        if dtype.kind == "S" or not dtype.isnative:
+            native = column.astype(
+                str if dtype.kind == "S" else dtype.newbyteorder("=")
+            )
             native.info = column.info
             table.replace_column(name, native)

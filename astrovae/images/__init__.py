@@ -4,14 +4,18 @@
 from astrovae.images.cleaning import clean_cutouts, measure_background
 from astrovae.images.cutouts import make_cutouts
 from astrovae.images.detection import detect_sources
+from astrovae.images.pose import align, measure_pose, unalign
 from astrovae.images.readers import read_image
 from astrovae.images.stack import CutoutStack
 
 __all__ = [
     "CutoutStack",
+    "align",
     "clean_cutouts",
     "detect_sources",
     "make_cutouts",
     "measure_background",
+    "measure_pose",
     "read_image",
+    "unalign",
 ]

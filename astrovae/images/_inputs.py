@@ -37,6 +37,8 @@ _STD_FROM = {
     VarianceUncertainty: np.sqrt,
     InverseVariance: lambda values: 1 / np.sqrt(values),
 }
+# the power of the unit of an uncertainty that is the unit of the pixels
+_STD_POWER = {StdDevUncertainty: 1, VarianceUncertainty: 0.5, InverseVariance: -0.5}
 
 
 @dataclasses.dataclass
@@ -162,7 +164,9 @@ def _uncertainty(uncertainty, index):
     for kind, transform in _STD_FROM.items():
         if isinstance(uncertainty, kind):
             array = np.asarray(uncertainty.array)[index]
-            unit = uncertainty.unit if kind is StdDevUncertainty else None
+            unit = uncertainty.unit
+            if unit is not None:
+                unit = unit ** _STD_POWER[kind]
             return Plane(array, unit=unit, transform=transform)
     return None
 
@@ -208,13 +212,20 @@ def image_planes(image, *, bands=None, band_axis=None, unit=None):
         msg = f"the bands must share one pixel grid, got the shapes {shapes}."
         raise ValueError(msg)
     given = None if unit is None else u.Unit(unit)
+    units = {name: plane.unit for name, plane in zip(names, planes.values())}
+    if None in units.values() and set(units.values()) != {None}:
+        msg = f"either all bands must have a unit or none, got {units}."
+        raise ValueError(msg)
     for plane in planes.values():
         given = given or plane.unit
         plane.convert(given)
-        if plane.uncertainty is not None:
-            plane.uncertainty.unit = plane.uncertainty.unit or plane.unit
-            # the error follows the pixels, whose factor is set
+        if plane.uncertainty is None:
+            continue
+        if plane.uncertainty.unit is None:
+            # an error without a unit is in that of its pixels
             plane.uncertainty.factor = plane.factor
+        else:
+            plane.uncertainty.convert(given)
     return dict(zip(names, planes.values(), strict=True)), given
 
 
@@ -478,6 +489,9 @@ def catalog_ids(catalog, id_column=None):
         if ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids):
             ids = ids.astype(str)
         usable = ids.ndim == 1 and ids.dtype.kind in "iuUS"
+        if name.lower() == "label" and not id_column:
+            # labels of classes are no identifiers, those of sources are
+            usable = usable and len(np.unique(ids)) == len(ids)
         if usable and not np.ma.is_masked(ids):
             return ids.data, name
         if id_column:

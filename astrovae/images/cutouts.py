@@ -293,7 +293,7 @@ class _Geometry:
                 (y, x), exists = self._edge_indices(rows)
                 stored = plane.array[y[:, :, np.newaxis], x[:, np.newaxis, :]]
                 self._store(plane, np.where(exists, stored, 0), out, rows, band)
-                out[rows, ..., band] *= exists
+                out[rows, ..., band][~exists] = 0
                 advance(len(rows))
             advance(int((~self.overlaps).sum()))
         return out

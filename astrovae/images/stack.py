@@ -13,11 +13,12 @@ import numpy as np
 from astrovae._files import atomic_file
 from astrovae._validation import check_preprocessing, clean_batch
 from astrovae.flags import Flag
+from astrovae.images.pose import as_pose, pose_columns, pose_parameters
 
 __all__ = ["CutoutStack"]
 
 _PLANES = ("data", "mask", "error", "segmentation")
-_COLUMNS = ("ids", "positions", "flags")
+_COLUMNS = ("ids", "positions", "pose", "flags")
 _FORMAT_VERSION = 1
 
 
@@ -58,6 +59,9 @@ class CutoutStack:
         Identifiers, by default ``0 ... n-1``.
     positions : array_like, shape (n, 2), optional
         Centres (x, y) in pixels of the parent image.
+    pose : array_like or `~astropy.table.Table`, optional
+        What `measure_pose` gives; an array of shape (n, 5) with x, y, angle,
+        flip and size; or a table with ``pose_*`` columns.
     flags : array_like of int, shape (n,), optional
         Bits of `~astrovae.flags.Flag`. Bits that follow from the pixels
         are added.
@@ -96,10 +100,14 @@ class CutoutStack:
         unit=None,
         ids=None,
         positions=None,
+        pose=None,
         flags=None,
         steps=(),
         meta=None,
     ):
+        if unit is None and isinstance(data, u.Quantity):
+            unit = data.unit
+        data, error = _in_unit(data, unit), _in_unit(error, unit)
         self.data = _float_plane("data", data)
         shape = self.data.shape
         self.mask = np.isfinite(self.data)
@@ -127,6 +135,8 @@ class CutoutStack:
             if len(self.positions) != shape[0]:
                 msg = f"got {len(self.positions)} positions for {shape[0]} cutouts."
                 raise ValueError(msg)
+        self.pose, unknown = as_pose(pose, shape)
+        self.flags |= unknown
         self.steps = tuple(copy.deepcopy(list(steps)))
         self.meta = copy.deepcopy(dict(meta or {}))
         self._path = None
@@ -167,6 +177,11 @@ class CutoutStack:
         }
 
     @property
+    def pose_columns(self):
+        """The pose as columns ``pose_*`` of a catalogue; empty if there is none."""
+        return pose_columns(self)
+
+    @property
     def usable(self):
         """Which cutouts to train on: not more than half of the pixels masked."""
         bad = Flag.NO_VALID_PIXEL | Flag.MOSTLY_MASKED
@@ -197,6 +212,7 @@ class CutoutStack:
             went through other steps.
         """
         from astrovae.images.cleaning import clean_cutouts
+        from astrovae.images.pose import align, measure_pose
 
         if preprocessing is None:
             return self
@@ -205,7 +221,7 @@ class CutoutStack:
         # steps that are still to be done are no difference
         ahead = wanted if wanted[: len(done)] == done else done
         check_preprocessing(preprocessing, self.preprocessing | {"steps": ahead})
-        functions = {"clean_cutouts": clean_cutouts}
+        functions = {f.__name__: f for f in (clean_cutouts, measure_pose, align)}
         stack = self
         for step in wanted[len(done) :]:
             stack = functions[step["name"]](stack, **step["parameters"])
@@ -220,6 +236,7 @@ class CutoutStack:
         """
         rows = np.atleast_1d(np.arange(len(self))[index])
         new = copy.copy(self)
+        new.meta = copy.deepcopy(self.meta)
         names = [*_PLANES, *_COLUMNS, "labels"]
         if self.psf is not None and len(self.psf) > 1:
             names.append("psf")
@@ -281,17 +298,23 @@ class CutoutStack:
         Returns
         -------
         batch : dict of `~numpy.ndarray`
-            ``image`` and ``error`` in float32, ``mask`` in bool, and ``psf``;
-            ``error`` and ``psf`` only if the stack has them. Bad pixels are
-            0 in ``image`` and 1 in ``error``.
+            ``image`` and ``error`` in float32, ``mask`` in bool, ``psf``, and
+            ``pose`` of shape (n, 5) with x, y, angle, flip and size; all but
+            image and mask only if the stack has them. Bad pixels are 0 in
+            ``image`` and 1 in ``error``.
         """
         rows = np.asarray(indices)
+        if rows.dtype != bool:
+            rows = rows.astype(np.intp)
+        rows = np.atleast_1d(np.arange(len(self))[rows])
         batch = {"image": self.data[rows], "mask": self.mask[rows]}
         if self.error is not None:
             batch["error"] = self.error[rows]
         if self.psf is not None:
             shared = len(self.psf) == 1
             batch["psf"] = self.psf[np.zeros_like(rows) if shared else rows]
+        if self.pose is not None:
+            batch["pose"] = pose_parameters(self.pose[rows])
         return clean_batch(batch)
 
     def replace(self, **changes):
@@ -384,13 +407,13 @@ class CutoutStack:
         ValueError
             If the file is not a stack, or is damaged.
         """
-        path = Path(path)
-        if not path.exists():
+        path = Path(path).resolve()
+        if not path.is_file():
             msg = f"There is no file {path}."
             raise FileNotFoundError(msg)
         try:
             return cls._from_hdf5(path)
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             msg = f"{path} is not a readable stack of cutouts: {error}."
             raise ValueError(msg) from error
 
@@ -410,8 +433,12 @@ class CutoutStack:
                     text = value.dtype.kind == "O"
                     value = value.asstr()[()].astype(str) if text else value[()]
                 setattr(stack, name, value)
-            if stack.data is None:
-                raise KeyError("data")
+        if record["version"] != _FORMAT_VERSION:
+            msg = f"its format is version {record['version']}"
+            raise ValueError(msg)
+        if stack.data is None or stack.mask is None:
+            msg = "it has no data or no mask"
+            raise ValueError(msg)
         scale = record["pixel_scale"]
         stack.pixel_scale = None if scale is None else scale * u.arcsec
         stack.unit = None if record["unit"] is None else u.Unit(record["unit"])
@@ -422,11 +449,18 @@ class CutoutStack:
         return stack
 
 
+def _file_version(path):
+    """What changes when a file is replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class _FilePlane:
     """Rows of an array in an HDF5 file, read where they are indexed."""
 
-    def __init__(self, path, name, shape, dtype, rows=None):
+    def __init__(self, path, name, shape, dtype, rows=None, version=None):
         self.path, self.name = path, name
+        self.version = version or _file_version(path)
         self.rows = np.arange(shape[0]) if rows is None else rows
         self.shape, self.dtype = (len(self.rows), *shape[1:]), dtype
         self.ndim = len(shape)
@@ -436,7 +470,14 @@ class _FilePlane:
 
     def select(self, rows):
         """Choose rows without reading them."""
-        return _FilePlane(self.path, self.name, self.shape, self.dtype, self.rows[rows])
+        return _FilePlane(
+            self.path,
+            self.name,
+            self.shape,
+            self.dtype,
+            self.rows[rows],
+            self.version,
+        )
 
     def __getitem__(self, index):
         first, *rest = index if isinstance(index, tuple) else (index,)
@@ -445,6 +486,9 @@ class _FilePlane:
         rows = self.rows[first]
         # h5py wants increasing, unique indices
         unique, inverse = np.unique(rows, return_inverse=True)
+        if _file_version(self.path) != self.version:
+            msg = f"{self.path} was replaced since it was opened: read it again."
+            raise OSError(msg)
         with h5py.File(self.path, "r") as file:
             dataset = file[self.name]
             if len(unique) and unique[-1] - unique[0] + 1 == len(unique):
@@ -457,6 +501,13 @@ class _FilePlane:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self[:], dtype=dtype)
+
+
+def _in_unit(plane, unit):
+    """Numbers of a plane in a unit; plain numbers are taken to be in it."""
+    if not isinstance(plane, u.Quantity):
+        return plane
+    return plane.to_value(unit or u.dimensionless_unscaled)
 
 
 def _float_plane(name, data):

@@ -1,7 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
-"""Keras layers: sampling, priors and flows."""
+"""Keras layers: sampling, priors, flows, PSF and pose."""
 
 from astrovae.layers.flows import MADE, ActNorm, Bijector, MaskedAutoregressiveFlow
+from astrovae.layers.pose import PoseTransform
 from astrovae.layers.priors import (
     FlowPrior,
     GaussianPrior,
@@ -9,6 +10,7 @@ from astrovae.layers.priors import (
     Prior,
     VampPrior,
 )
+from astrovae.layers.psf import PSFConvolution
 from astrovae.layers.sampling import GaussianSampling
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "GaussianSampling",
     "MaskedAutoregressiveFlow",
     "MixturePrior",
+    "PSFConvolution",
+    "PoseTransform",
     "Prior",
     "VampPrior",
 ]

@@ -30,6 +30,11 @@ class DensityLayer(keras.layers.Layer):
     def __init__(self, dtype=None, **kwargs):
         double = keras.dtype_policies.get(dtype).variable_dtype == "float64"
         super().__init__(dtype="float64" if double else "float32", **kwargs)
+        # without weights of its own, there is nothing to wait for
+        self.built = type(self).build is DensityLayer.build
+
+    def build(self, input_shape=None):
+        """Make weights; by default, there are none."""
 
     def add_weight(self, *args, **kwargs):
         # methods such as log_prob are also called within layers that autocast

@@ -58,6 +58,14 @@ class GaussianPrior(Prior):
     """
 
     def moments(self):
+        """
+        Mean and variance of each latent: 0 and 1.
+
+        Returns
+        -------
+        mean, log_var : tensor, shape (latent_dim,)
+            Zeros.
+        """
         zero = ops.zeros((self.latent_dim,), dtype=self.compute_dtype)
         return zero, zero
 
@@ -78,6 +86,25 @@ class GaussianPrior(Prior):
         return ops.sum(gaussian_log_prob(self.as_float(z), 0.0, 0.0), axis=-1)
 
     def kl_terms(self, mean, log_var=None, z=None, scale_tril=None):
+        """
+        KL divergence from the prior by latent, in closed form.
+
+        Parameters
+        ----------
+        mean : tensor, shape (n, latent_dim)
+            Means of the posteriors.
+        log_var : tensor, shape (n, latent_dim), optional
+            Logarithms of their variances.
+        z : tensor, optional
+            Not used.
+        scale_tril : tensor, shape (n, latent_dim, latent_dim), optional
+            Cholesky factors of full covariances, instead of ``log_var``.
+
+        Returns
+        -------
+        tensor, shape (n, latent_dim)
+            The terms, in nats; their sum is the divergence.
+        """
         mean, log_var, scale_tril = map(self.as_float, (mean, log_var, scale_tril))
         if scale_tril is None:
             return gaussian_kl(mean, log_var)
@@ -265,6 +292,10 @@ class VampPrior(Mixture):
         means, log_vars = (ops.take(part, labels, axis=0) for part in self._encode())
         return reparameterize(means, log_vars, noise)
 
+    def _marginals(self):
+        means, log_vars = self._encode()
+        return means, ops.exp(log_vars)
+
     def _arrays(self):
         parts = (self.log_weights, *self._encode())
         log_weights, means, log_vars = (
@@ -332,8 +363,8 @@ class FlowPrior(Prior):
 
     @classmethod
     def from_config(cls, config):
-        flow = keras.saving.deserialize_keras_object(config.pop("flow"))
-        return cls(flow, **config)
+        flow = keras.saving.deserialize_keras_object(config["flow"])
+        return cls(**{**config, "flow": flow})
 
     def log_prob(self, z):
         """
@@ -350,6 +381,20 @@ class FlowPrior(Prior):
             The log-densities.
         """
         return self.flow.log_prob(self.as_float(z))
+
+    def moments(self):
+        """
+        Mean and variance of each latent: what is known without any data.
+
+        Returns
+        -------
+        mean, log_var : tensor, shape (latent_dim,)
+            Of the marginal distributions, estimated from 512 draws.
+        """
+        noise = np.random.default_rng(0).normal(size=(256, self.latent_dim))
+        noise = self.as_float(np.concatenate([noise, -noise]))
+        z, _ = self.flow(noise, inverse=True)
+        return ops.mean(z, axis=0), ops.log(ops.var(z, axis=0))
 
     def sample(self, n, seed=None):
         """

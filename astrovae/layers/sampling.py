@@ -31,12 +31,8 @@ class SeededLayer(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def random_state(self, seed):
-        """Give the own random state, or a fresh one if a seed is given."""
-        if seed is None:
-            return self.seed_generator
-        if isinstance(seed, keras.random.SeedGenerator):
-            return seed
-        return keras.random.SeedGenerator(seed)
+        """Give what `keras.random` takes: the seed, or the own random state."""
+        return self.seed_generator if seed is None else seed
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -42,7 +42,8 @@ class GalaxyModel(keras.Model):
     """
 
     def __init__(self, image_shape, preprocessing=None, seed=None, **kwargs):
-        super().__init__(**kwargs)
+        # in mixed precision, too, pixels enter the likelihood as they are
+        super().__init__(autocast=False, **kwargs)
         self.image_shape = _check_image_shape(image_shape)
         self.seed = seed
         self.sha256 = None
@@ -86,6 +87,7 @@ class GalaxyModel(keras.Model):
         callbacks=None,
         validation_data=None,
         augment=None,
+        shuffle=True,
         **kwargs,
     ):
         """
@@ -107,6 +109,8 @@ class GalaxyModel(keras.Model):
             Galaxies that are not trained on.
         augment : {None, "flips"}, optional
             Mirror and turn each batch of square cutouts at random.
+        shuffle : bool, optional
+            Draw the order of galaxies anew for each epoch, by seed and epoch.
 
         Returns
         -------
@@ -127,29 +131,38 @@ class GalaxyModel(keras.Model):
                 verbose=verbose,
                 callbacks=callbacks,
                 validation_data=validation_data,
+                shuffle=shuffle,
                 **kwargs,
             )
-        source = self._source(x)
+        source = self._training_source(x)
         if augment == "flips" and self.image_shape[0] != self.image_shape[1]:
             msg = f"augment='flips' needs square cutouts, got {self.image_shape}."
             raise ValueError(msg)
         if not self.adapted:
             self.adapt(source)
+        if len(source) == 0:
+            msg = "there are no galaxies: there is nothing to train on."
+            raise ValueError(msg)
         self._plain.preprocessing = getattr(source, "preprocessing", self.preprocessing)
+        seed = 0 if self.seed is None else self.seed
         dataset = BatchDataset(
             source,
             batch_size,
-            seed=0 if self.seed is None else self.seed,
+            seed=seed if shuffle else None,
             augment=random_flips if augment == "flips" else None,
         )
         if validation_data is not None:
-            validation_data = BatchDataset(self._source(validation_data), batch_size)
+            validation_data = BatchDataset(
+                self._training_source(validation_data), batch_size
+            )
         return super().fit(
             dataset,
             epochs=epochs,
             verbose=verbose,
             callbacks=[EpochCallback(dataset), *(callbacks or [])],
             validation_data=validation_data,
+            # Keras would shuffle batches by the global state of Python
+            shuffle=False,
             **kwargs,
         )
 
@@ -168,15 +181,26 @@ class GalaxyModel(keras.Model):
     def _source(self, inputs):
         """Check images at the door."""
         source = as_source(inputs)
-        shape = source.batch(np.arange(0))["image"].shape[1:]
+        empty = source.batch(np.arange(0))
+        shape = empty["image"].shape[1:]
         if shape != self.image_shape:
             msg = (
                 f"the model takes images of shape {self.image_shape} "
                 f"(ny, nx, n_bands), got {shape}."
             )
             raise ValueError(msg)
+        if getattr(self, "pose", False) and "pose" not in empty:
+            msg = (
+                "this model turns galaxies to a common pose, and these images have "
+                "none. Use measure_pose(stack)."
+            )
+            raise ValueError(msg)
         check_preprocessing(self.preprocessing, getattr(source, "preprocessing", None))
         return source
+
+    def _training_source(self, inputs):
+        """Check images at the door of training."""
+        return self._source(inputs)
 
     def _map(self, name, function, source, **kwargs):
         """Run a function of a batch over a source, compiled once."""

@@ -1,11 +1,28 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """What happens while a model is trained."""
 
+import functools
+
 import keras
+import numpy as np
+from keras import ops
 
+from astrovae._batches import as_source
 from astrovae._progress import progress_bar
+from astrovae._validation import check_positive_int
+from astrovae.ops import gaussian_kl
 
-__all__ = ["TrainingProgress"]
+__all__ = [
+    "CollapseMonitor",
+    "MixtureInitialization",
+    "TrainingProgress",
+]
+
+# Burda et al. 2016, ICLR (arXiv:1509.00519): a latent whose posterior mean
+# varies less from galaxy to galaxy is not used.
+_ACTIVE_VARIANCE = 0.01
+# A component with a smaller share of the galaxies is as good as empty.
+_OCCUPIED_SHARE = 0.02
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -45,3 +62,234 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._bar.__exit__(None, None, None)
+
+
+class _Some:
+    """Evenly spaced rows of a source."""
+
+    def __init__(self, inputs, max_galaxies):
+        self.source = as_source(inputs)
+        check_positive_int("max_galaxies", max_galaxies)
+        number = min(max_galaxies, len(self.source))
+        self.rows = np.linspace(0, len(self.source) - 1, number).astype(int)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, indices):
+        return self.source.batch(self.rows[indices])
+
+
+class MixtureInitialization(keras.callbacks.Callback):
+    """
+    Place the components of a mixture prior where the galaxies are.
+
+    After some epochs a Gaussian mixture is fitted to the posterior means; its
+    weights, means and covariances, widened by the mean variance of the
+    posteriors, become those of the prior.
+
+    Parameters
+    ----------
+    inputs : `~astrovae.images.CutoutStack`, array or dict
+        Training images.
+    epochs : int
+        How many epochs to train before.
+    max_galaxies : int, optional
+        Use at most this many, evenly spaced.
+    num_restarts : int, optional
+        How often to fit, from different starts; the best fit is taken.
+    seed : int, optional
+        Seed of the starts.
+    batch_size : int, optional
+        Galaxies at a time.
+
+    Raises
+    ------
+    TypeError
+        When training begins, if the prior of the model is no `~astrovae.layers.MixturePrior`.
+    ValueError
+        If there are fewer galaxies than components.
+
+    See Also
+    --------
+    astrovae.layers.MixturePrior.initialize_from_gmm : What it calls.
+
+    References
+    ----------
+    Jiang et al. 2017, IJCAI (arXiv:1611.05148).
+
+    Examples
+    --------
+    >>> from astrovae.datasets import make_galaxies
+    >>> from astrovae.layers import MixturePrior
+    >>> from astrovae.models import VAE, MixtureInitialization
+    >>> truth, stack = make_galaxies(64, shape=(16, 16), seed=1)
+    >>> prior = MixturePrior(num_components=3, latent_dim=2)
+    >>> vae = VAE(stack.image_shape, latent_dim=2, prior=prior)
+    >>> vae.compile()
+    >>> start = MixtureInitialization(stack, epochs=1)
+    >>> history = vae.fit(stack, epochs=2, verbose=0, callbacks=[start])
+    """
+
+    def __init__(
+        self,
+        inputs,
+        epochs,
+        *,
+        max_galaxies=10_000,
+        num_restarts=10,
+        seed=0,
+        batch_size=256,
+    ):
+        super().__init__()
+        self.epochs = check_positive_int("epochs", epochs, minimum=0)
+        self.num_restarts = check_positive_int("num_restarts", num_restarts)
+        self.seed, self.batch_size = seed, batch_size
+        self._source = _Some(inputs, max_galaxies)
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model.prior, "initialize_from_gmm"):
+            msg = (
+                "MixtureInitialization needs a model whose prior is a MixturePrior, "
+                f"got {type(self.model.prior).__name__}."
+            )
+            raise TypeError(msg)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # decided by the epoch alone, so that a resumed training does the same
+        if epoch != self.epochs:
+            return
+        from sklearn.mixture import GaussianMixture
+
+        model = self.model
+        posterior = model._map(
+            "encode", model._encode_batch, self._source, batch_size=self.batch_size
+        )
+        measured = posterior["measured"]
+        mean, log_var = posterior["mean"][measured], posterior["log_var"][measured]
+        prior = model.prior
+        if len(mean) < prior.num_components:
+            msg = (
+                f"a mixture of {prior.num_components} components needs as many "
+                f"galaxies, got {len(mean)} with valid pixels."
+            )
+            raise ValueError(msg)
+        names = {"diagonal": "diag", "tied": "tied", "full": "full"}
+        mixture = GaussianMixture(
+            prior.num_components,
+            covariance_type=names[prior.covariance],
+            init_params="k-means++",
+            n_init=self.num_restarts,
+            random_state=self.seed,
+            max_iter=500,
+        ).fit(mean.astype(np.float64))
+        prior.initialize_from_gmm(mixture, np.exp(log_var).mean(axis=0))
+
+
+class CollapseMonitor(keras.callbacks.Callback):
+    """
+    Watch for latents, variances and components that are lost.
+
+    At the end of an epoch it adds to the logs, and so to ``history``:
+
+    ``active_units``
+        Latents whose posterior mean varies by more than 0.01 in variance.
+    ``kl_latent_<j>``
+        KL divergence of latent ``j`` in nats, averaged over galaxies, from a
+        normal prior of the moments of the model's.
+    ``sigma_floor_share``
+        Share of the pixels whose learned variance has sunk to the floor.
+    ``occupancy_<c>``, ``occupied``, ``duplicates``
+        For mixture priors: share of the galaxies of component ``c``; the
+        number of components above 2 %; and of pairs that are the same
+        (Bhattacharyya coefficient above 0.95).
+
+    Parameters
+    ----------
+    inputs : `~astrovae.images.CutoutStack`, array or dict
+        Galaxies to watch, preferably those of the validation.
+    every : int, optional
+        Look every so many epochs, and after the last one. The values between
+        are those of the last look.
+    max_galaxies : int, optional
+        Look at most at this many, evenly spaced.
+    batch_size : int, optional
+        Galaxies at a time.
+
+    Examples
+    --------
+    >>> from astrovae.datasets import make_galaxies
+    >>> from astrovae.models import VAE, CollapseMonitor
+    >>> truth, stack = make_galaxies(32, shape=(16, 16), seed=1)
+    >>> vae = VAE(stack.image_shape, latent_dim=2)
+    >>> vae.compile()
+    >>> monitor = CollapseMonitor(stack)
+    >>> history = vae.fit(stack, verbose=0, callbacks=[monitor])
+    >>> len(history.history["active_units"])
+    1
+    """
+
+    def __init__(self, inputs, *, every=1, max_galaxies=2_000, batch_size=256):
+        super().__init__()
+        self.every = check_positive_int("every", every)
+        self.batch_size = batch_size
+        self._source = _Some(inputs, max_galaxies)
+        self._last = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params["epochs"]
+        if last or not self._last or (epoch + 1) % self.every == 0:
+            self._last = self.look()
+        if logs is not None:
+            logs.update(self._last)
+
+    def look(self):
+        """
+        Measure now.
+
+        Returns
+        -------
+        measures : dict of float
+            What the logs receive.
+        """
+        model = self.model
+        terms = model._map(
+            "collapse",
+            functools.partial(_collapse_terms, model),
+            self._source,
+            batch_size=self.batch_size,
+        )
+        terms = {name: array[terms["measured"]] for name, array in terms.items()}
+        active = terms["mean"].var(axis=0, dtype=float) > _ACTIVE_VARIANCE
+        measures = {"active_units": float(active.sum())}
+        measures |= _numbered("kl_latent", terms["kl"])
+        if "at_floor" in terms:
+            measures["sigma_floor_share"] = float(terms["at_floor"].mean(dtype=float))
+        if "responsibilities" in terms:
+            measures |= _numbered("occupancy", terms["responsibilities"])
+            shares = terms["responsibilities"].mean(axis=0, dtype=float)
+            measures["occupied"] = float((shares >= _OCCUPIED_SHARE).sum())
+            measures["duplicates"] = float(len(model.prior.duplicates()))
+        return measures
+
+
+def _collapse_terms(model, batch):
+    """What `CollapseMonitor` needs to know of each galaxy."""
+    posterior = model._encode_batch(batch)
+    mean, log_var = posterior["mean"], posterior["log_var"]
+    terms = {"mean": mean, "measured": posterior["measured"]}
+    terms["kl"] = gaussian_kl(mean, log_var, *model.prior.moments())
+    if getattr(model.likelihood, "learn_variance", False):
+        floor = model.likelihood.floor(model._scale)
+        variance = ops.exp(model._decode_batch(mean)["log_var"])
+        at_floor = ops.cast(variance < 2.0 * floor, "float32")
+        terms["at_floor"] = ops.mean(at_floor, axis=(1, 2, 3))
+    if hasattr(model.prior, "responsibilities"):
+        terms["responsibilities"] = model.prior.responsibilities(mean, log_var)
+    return terms
+
+
+def _numbered(name, columns):
+    """Means of the columns, each under the name and its number."""
+    means = columns.mean(axis=0, dtype=float)
+    return {f"{name}_{i}": float(mean) for i, mean in enumerate(means)}

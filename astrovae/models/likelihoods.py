@@ -7,17 +7,159 @@ from keras import ops
 from astrovae._validation import check_option
 from astrovae.ops import gaussian_log_prob, weighted_sum
 
-__all__ = ["GaussianLikelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "GaussianLikelihood",
+    "Likelihood",
+]
 
 # learned variances below this share of the squared image scale are numerical
 # noise: 1e-3 of the scale is far below the noise of any real image
 _RELATIVE_FLOOR = 1e-6
 # the published exp of Regier et al. overflows; exp(+-20) spans 17 decades
 _LOG_VAR_LIMIT = 20.0
+# so that a pixel that contradicts the model has a finite likelihood: float32
+# resolves 1 - p to 6e-8
+_SMALLEST_PROBABILITY = 1e-6
+
+
+class Likelihood:
+    """
+    Base of the distributions of pixels around what a decoder paints.
+
+    A subclass defines ``parameters(maps, scale)``, which turns the output of a
+    decoder into a dict with at least ``mean`` and ``log_var``, and
+    ``log_prob_map(image, params, error=None, valid=None)``, which shares the
+    log-likelihood out over the pixels; ``num_parameters``, how many maps per
+    band it needs, if not one; and ``get_config``, if it has arguments.
+
+    Notes
+    -----
+    Decoders work in units of the image scale of the model, in which pixels
+    are of order one; so do likelihoods. Their terms are log-densities in that
+    unit, and the model accounts for the change.
+
+    Examples
+    --------
+    >>> from astrovae.models import GaussianLikelihood, Likelihood
+    >>> isinstance(GaussianLikelihood(), Likelihood)
+    True
+    """
+
+    num_parameters = 1
+    #: Whether a band of a galaxy may have valid and masked pixels.
+    allows_masks = True
+
+    def floor(self, scale):
+        """
+        Give the variance below which no pixel falls.
+
+        Parameters
+        ----------
+        scale : tensor, shape (n_bands,)
+            Image scale of each band, in the unit of the pixels.
+
+        Returns
+        -------
+        tensor, shape (n_bands,)
+            The floor, in units of the squared scale.
+        """
+        return ops.full_like(ops.cast(scale, "float32"), _RELATIVE_FLOOR)
+
+    def variance(self, params, error=None):
+        """
+        Give the total variance of each pixel.
+
+        Parameters
+        ----------
+        params : dict of tensor
+            As given by ``parameters``.
+        error : tensor, optional
+            1-sigma errors, in units of the scale.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            That of the distribution and the known noise together.
+        """
+        variance = ops.exp(params["log_var"])
+        return variance if error is None else ops.add(variance, ops.square(error))
+
+    def standardize(self, image, params, error=None):
+        """
+        Give the residuals in units of what is expected.
+
+        Parameters
+        ----------
+        image : tensor, shape (n, ny, nx, n_bands)
+            The pixels.
+        params : dict of tensor
+            As given by ``parameters``.
+        error : tensor, optional
+            1-sigma errors.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Uncorrelated, with mean 0 and variance 1, if the model is right.
+        """
+        sigma = ops.sqrt(self.variance(params, error))
+        return ops.subtract(image, params["mean"]) / sigma
+
+    def objective_map(self, image, params, valid, error=None):
+        """
+        Give what training maximises.
+
+        Parameters
+        ----------
+        image, params, valid, error : tensor
+            As for ``log_prob_map``.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            The log-likelihood, unless a subclass chooses otherwise.
+        """
+        return self.log_prob_map(image, params, error, valid)
+
+    def log_prob(self, image, params, mask=None, error=None):
+        """
+        Give the log-likelihood of every galaxy.
+
+        Parameters
+        ----------
+        image : tensor, shape (n, ny, nx, n_bands)
+            The pixels.
+        params : dict of tensor
+            As given by ``parameters``.
+        mask : tensor, optional
+            True for bad pixels, which do not count.
+        error : tensor, optional
+            1-sigma errors.
+
+        Returns
+        -------
+        tensor, shape (n,)
+            Sums over the valid pixels.
+        """
+        if mask is None:
+            valid = ops.ones_like(params["mean"])
+        else:
+            valid = 1.0 - ops.cast(mask, "float32")
+        return weighted_sum(self.log_prob_map(image, params, error, valid), valid)
+
+    def get_config(self):
+        """Give the arguments, for serialisation."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Make a likelihood from its arguments."""
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("astrovae")
-class GaussianLikelihood:
+class GaussianLikelihood(Likelihood):
     """
     Independent normal pixels of known and learned variance.
 
@@ -30,7 +172,8 @@ class GaussianLikelihood:
     ----------
     learn_variance : bool, optional
         Whether the decoder has a second map per band for the variance.
-        Without it, images must come with errors.
+        Without it, images must come with errors, unless ``sigma_floor`` is
+        the noise of all pixels.
     sigma_floor : float, optional
         Smallest standard deviation, in the unit of the pixels. Give
         ``step / sqrt(12)`` for images that were stored in steps of ``step``
@@ -43,12 +186,6 @@ class GaussianLikelihood:
         Between 0, training by likelihood, and 1, training of the mean as if
         all pixels of a galaxy had the same variance. Reported likelihoods are
         always the true ones.
-
-    Notes
-    -----
-    Decoders work in units of the image scale of the model, in which pixels
-    are of order one; so does this class, and the model accounts for the
-    change of unit.
 
     References
     ----------
@@ -92,7 +229,7 @@ class GaussianLikelihood:
 
     def floor(self, scale):
         """
-        Give the variance floor in units of the squared scale.
+        Give the variance below which no pixel falls.
 
         Parameters
         ----------
@@ -102,9 +239,10 @@ class GaussianLikelihood:
         Returns
         -------
         tensor, shape (n_bands,)
-            The floor.
+            The floor, in units of the squared scale.
         """
-        return ops.square(self.sigma_floor / scale) + _RELATIVE_FLOOR
+        scale = ops.cast(scale, "float32")
+        return super().floor(scale) + ops.square(self.sigma_floor / scale)
 
     def parameters(self, maps, scale):
         """
@@ -136,26 +274,7 @@ class GaussianLikelihood:
             learned = ops.exp(ops.clip(raw, -_LOG_VAR_LIMIT, _LOG_VAR_LIMIT))
         return {"mean": mean, "log_var": ops.log(learned + floor)}
 
-    def variance(self, params, error=None):
-        """
-        Give the total variance of each pixel.
-
-        Parameters
-        ----------
-        params : dict of tensor
-            As given by `parameters`.
-        error : tensor, optional
-            1-sigma errors, in units of the scale.
-
-        Returns
-        -------
-        tensor, shape (n, ny, nx, n_bands)
-            Known, learned and floor variance together.
-        """
-        variance = ops.exp(params["log_var"])
-        return variance if error is None else ops.add(variance, ops.square(error))
-
-    def log_prob_map(self, image, params, error=None):
+    def log_prob_map(self, image, params, error=None, valid=None):
         """
         Give the log-likelihood of every pixel.
 
@@ -167,6 +286,8 @@ class GaussianLikelihood:
             As given by `parameters`.
         error : tensor, optional
             1-sigma errors.
+        valid : tensor, optional
+            Not used: callers leave masked pixels out of their sums.
 
         Returns
         -------
@@ -178,12 +299,7 @@ class GaussianLikelihood:
         ValueError
             If the variance is neither learned nor given.
         """
-        if error is None and not self.learn_variance:
-            msg = (
-                "This model takes the noise from the errors of the images, and these "
-                "have none. Give error=... to make_cutouts or CutoutStack."
-            )
-            raise ValueError(msg)
+        self._check_noise(error)
         log_var = ops.log(self.variance(params, error))
         return gaussian_log_prob(image, params["mean"], log_var)
 
@@ -198,17 +314,19 @@ class GaussianLikelihood:
 
         Parameters
         ----------
-        image, params, error : tensor
+        image, params : tensor
             As for `log_prob_map`.
         valid : tensor
             1 for the pixels that count.
+        error : tensor, optional
+            1-sigma errors.
 
         Returns
         -------
         tensor, shape (n, ny, nx, n_bands)
             Terms whose sum over valid pixels is maximised.
         """
-        terms = self.log_prob_map(image, params, error)
+        terms = self.log_prob_map(image, params, error, valid)
         if self.beta_nll == 0.0:
             return terms
         variance = self.variance(params, error)
@@ -217,30 +335,14 @@ class GaussianLikelihood:
         mean = ops.sum(weight, axis=(1, 2), keepdims=True) / count
         return terms * ops.stop_gradient(weight / ops.maximum(mean, 1e-30))
 
-    def log_prob(self, image, params, mask=None, error=None):
-        """
-        Give the log-likelihood of every galaxy.
-
-        Parameters
-        ----------
-        image : tensor, shape (n, ny, nx, n_bands)
-            The pixels.
-        params : dict of tensor
-            ``mean`` and ``log_var``.
-        mask : tensor, optional
-            True for bad pixels, which do not count.
-        error : tensor, optional
-            1-sigma errors.
-
-        Returns
-        -------
-        tensor, shape (n,)
-            Sums over the valid pixels.
-        """
-        terms = self.log_prob_map(image, params, error)
-        if mask is None:
-            return ops.sum(terms, axis=(1, 2, 3))
-        return weighted_sum(terms, 1.0 - ops.cast(mask, "float32"))
+    def _check_noise(self, error):
+        if error is None and not self.learn_variance and self.sigma_floor == 0:
+            msg = (
+                "This model takes the noise from the errors of the images, and these "
+                "have none. Give error=... to make_cutouts or CutoutStack, or a "
+                "noise for all pixels as sigma_floor=... to the likelihood."
+            )
+            raise ValueError(msg)
 
     def get_config(self):
         """Give the arguments, for serialisation."""
@@ -251,7 +353,83 @@ class GaussianLikelihood:
             "beta_nll": self.beta_nll,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        """Make a likelihood from its arguments."""
-        return cls(**config)
+
+@keras.saving.register_keras_serializable("astrovae")
+class BernoulliLikelihood(Likelihood):
+    """
+    Binary cross-entropy, to compare with models that were trained with it.
+
+    For pixels that are zero or one it is a likelihood. For grey pixels between
+    it is none: its values can be compared with each other, not with those of
+    other likelihoods. Pixels are clipped to that range; errors do not enter.
+    Masked pixels never count.
+
+    References
+    ----------
+    Loaiza-Ganem & Cunningham 2019, NeurIPS (arXiv:1907.06845), on what is
+    wrong with it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astrovae.models import BernoulliLikelihood
+    >>> likelihood = BernoulliLikelihood()
+    >>> image = np.ones((1, 2, 2, 1), "float32")
+    >>> params = likelihood.parameters(0 * image, np.ones(1))
+    >>> round(float(likelihood.log_prob(image, params)[0]), 3)
+    -2.773
+    """
+
+    def parameters(self, maps, scale):
+        """
+        Turn decoder maps into the parameters of the pixel distribution.
+
+        Parameters
+        ----------
+        maps : tensor, shape (n, ny, nx, n_bands)
+            Output of a decoder: log-odds.
+        scale : tensor, shape (n_bands,)
+            Image scale of each band, in the unit of the pixels.
+
+        Returns
+        -------
+        params : dict of tensor
+            ``mean`` and ``log_var`` in units of the scale, and the ``scale``.
+        """
+        scale = ops.cast(scale, "float32")
+        probability = ops.sigmoid(ops.cast(maps, "float32"))
+        variance = probability * (1.0 - probability) / ops.square(scale)
+        return {
+            "mean": probability / scale,
+            "log_var": ops.log(variance + self.floor(scale)),
+            "scale": scale,
+        }
+
+    def log_prob_map(self, image, params, error=None, valid=None):
+        """
+        Give the negative cross-entropy of every pixel.
+
+        Parameters
+        ----------
+        image : tensor, shape (n, ny, nx, n_bands)
+            The pixels, in units of the scale.
+        params : dict of tensor
+            As given by `parameters`.
+        error, valid : tensor, optional
+            Not used.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Per unit of the scale, like the densities of other likelihoods.
+        """
+        scale = params["scale"]
+        probability = ops.clip(
+            params["mean"] * scale, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY
+        )
+        pixels = ops.clip(ops.multiply(image, scale), 0.0, 1.0)
+        return (
+            pixels * ops.log(probability)
+            + (1.0 - pixels) * ops.log(1.0 - probability)
+            + ops.log(scale)
+        )

@@ -65,7 +65,7 @@ class DenseEncoder(_DenseNetwork):
     --------
     >>> import numpy as np
     >>> from astrovae.models import DenseEncoder
-    >>> DenseEncoder((32, 16))(np.zeros((3, 8, 8, 1))).shape
+    >>> tuple(DenseEncoder((32, 16))(np.zeros((3, 8, 8, 1))).shape)
     (3, 16)
     """
 
@@ -123,7 +123,7 @@ class DenseDecoder(_DenseNetwork):
     --------
     >>> import numpy as np
     >>> from astrovae.models import DenseDecoder
-    >>> DenseDecoder((8, 8, 2), (16, 32))(np.zeros((3, 4))).shape
+    >>> tuple(DenseDecoder((8, 8, 2), (16, 32))(np.zeros((3, 4))).shape)
     (3, 8, 8, 2)
     """
 

@@ -25,7 +25,14 @@ _WEIGHTS = "model.weights.h5"
 _PREPROCESSING = "preprocessing.json"
 _METADATA = "metadata.json"
 
-# Each preset is data: arguments of VAE, of its networks and its likelihood.
+_OURS = """@software{astrovae,
+  author = {{The astrovae developers}},
+  title  = {astrovae},
+  year   = {2026}
+}"""
+
+# Each preset is data: the classes of its parts and their arguments. Where a
+# part is not named, it is the default of VAE.
 _PRESETS = {
     "regier2015": {
         "description": "Fully connected, 8 latents, learned mean and variance of "
@@ -37,26 +44,148 @@ _PRESETS = {
   year      = {2015}
 }""",
         "vae": {"latent_dim": 8},
-        "encoder": {"hidden_units": [128, 128], "activation": "relu"},
-        "decoder": {"hidden_units": [128, 128], "activation": "relu"},
-        "likelihood": {"learn_variance": True, "transform": "exp"},
+        "encoder": (
+            "DenseEncoder",
+            {"hidden_units": [128, 128], "activation": "relu"},
+        ),
+        "decoder": (
+            "DenseDecoder",
+            {"hidden_units": [128, 128], "activation": "relu"},
+        ),
+        "likelihood": (
+            "GaussianLikelihood",
+            {"learn_variance": True, "transform": "exp"},
+        ),
+    },
+    "lanusse2020": {
+        "description": "Convolutional, 16 latents, known noise, positive light, for "
+        "128 x 128 single-band images with errors. Widths, depth and latents "
+        "are those of the training script; the blocks are our residual ones in "
+        "place of separable convolutions with layer normalisation, and penalties "
+        "on total variation and borders are left out. The noise of the script "
+        "was 0.03 per pixel.",
+        "bibtex": """@article{lanusse2021deep,
+  author  = {Lanusse, Fran{\\c{c}}ois and Mandelbaum, Rachel and Ravanbakhsh,
+             Siamak and Li, Chun-Liang and Freeman, Peter and P{\\'o}czos,
+             Barnab{\\'a}s},
+  title   = {Deep generative models for galaxy image simulations},
+  journal = {Monthly Notices of the Royal Astronomical Society},
+  volume  = {504},
+  number  = {4},
+  pages   = {5543--5555},
+  year    = {2021},
+  eprint  = {2008.03833},
+  archivePrefix = {arXiv}
+}""",
+        "vae": {"latent_dim": 16},
+        "encoder": (
+            "ConvEncoder",
+            {
+                "filters": [32, 64, 128, 256, 512, 512, 512],
+                "patch_size": 2,
+                "activation": "elu",
+            },
+        ),
+        "decoder": (
+            "ConvDecoder",
+            {
+                "filters": [32, 64, 128, 256, 512, 512, 512],
+                "patch_size": 2,
+                "activation": "elu",
+                "output_activation": "softplus",
+            },
+        ),
+        "likelihood": ("GaussianLikelihood", {"learn_variance": False}),
+    },
+    "astrovader": {
+        "description": "The network of AstroVaDEr with 20 latents in a mixture of 12 "
+        "components, for 128 x 128 images from 0 to 1. The published loss is the "
+        "sum of squares, a noise of sqrt(1/2) per pixel, and 0.3 times the KL "
+        "divergence; its weight decay of 0.01 is left to the optimizer.",
+        "bibtex": """@article{spindler2021astrovader,
+  author  = {Spindler, Ashley and Geach, James E. and Smith, Michael J.},
+  title   = {{AstroVaDEr}: astronomical variational deep embedder for
+             unsupervised morphological classification of galaxies and synthetic
+             image generation},
+  journal = {Monthly Notices of the Royal Astronomical Society},
+  volume  = {502},
+  number  = {1},
+  pages   = {985--1007},
+  year    = {2021},
+  eprint  = {2009.08470},
+  archivePrefix = {arXiv}
+}""",
+        "vae": {"latent_dim": 20, "beta": 0.3, "scale": [1.0], "noise": [1.0]},
+        "encoder": ("AstroVaDErEncoder", {}),
+        "decoder": ("AstroVaDErDecoder", {}),
+        "prior": ("MixturePrior", {"num_components": 12}),
+        "likelihood": (
+            "GaussianLikelihood",
+            {"learn_variance": False, "sigma_floor": 0.5**0.5},
+        ),
+    },
+    "loh2022": {
+        "description": "Fully connected, 2 latents, for 100 x 100 single-band images "
+        "from 0 to 1, turned to a common position angle. Layers are those of the "
+        "thesis' autoencoder; those of its variational one are not "
+        "public, nor is the weight of its KL divergence: here one variance per "
+        "pixel is learned in its place.",
+        "bibtex": """@thesis{loh2022dimensionality,
+  author = {Loh, Dillon},
+  title  = {Dimensionality reduction methods and relevant applications to
+            galactic images},
+  type   = {Bachelor's thesis},
+  school = {Nagoya University},
+  year   = {2022},
+  url    = {https://github.com/dillonloh/galaxy-pca}
+}""",
+        "vae": {"latent_dim": 2},
+        "encoder": (
+            "DenseEncoder",
+            {"hidden_units": [1000, 100, 64, 32], "activation": "relu"},
+        ),
+        "decoder": (
+            "DenseDecoder",
+            {"hidden_units": [32, 64, 100, 1000], "activation": "relu"},
+        ),
+        "likelihood": ("GaussianLikelihood", {"learn_variance": True}),
     },
     "galaxy_small": {
         "description": "Fully connected, asinh-scaled encoder input, a decoder with "
         "a linear skip, known and learned noise: for small cutouts and samples.",
-        "bibtex": """@software{astrovae,
-  author = {{The astrovae developers}},
-  title  = {astrovae},
-  year   = {2026}
-}""",
+        "bibtex": _OURS,
         "vae": {"latent_dim": 8, "stretch": "asinh"},
-        "encoder": {"hidden_units": [256, 256], "activation": "gelu"},
-        "decoder": {
-            "hidden_units": [256, 256],
-            "activation": "gelu",
-            "linear_skip": True,
-        },
-        "likelihood": {"learn_variance": True, "beta_nll": 1.0},
+        "encoder": (
+            "DenseEncoder",
+            {"hidden_units": [256, 256], "activation": "gelu"},
+        ),
+        "decoder": (
+            "DenseDecoder",
+            {"hidden_units": [256, 256], "activation": "gelu", "linear_skip": True},
+        ),
+        "likelihood": (
+            "GaussianLikelihood",
+            {"learn_variance": True, "beta_nll": 1.0},
+        ),
+    },
+    "galaxy_base": {
+        "description": "Residual convolutions on patches, asinh-scaled encoder input, "
+        "linear skips, 20 latents, known and learned noise: for cutouts of "
+        "64 to 256 pixels and samples of thousands.",
+        "bibtex": _OURS,
+        "vae": {"latent_dim": 20, "stretch": "asinh"},
+        "encoder": (
+            "ConvEncoder",
+            {"filters": [32, 64, 128], "activation": "gelu", "linear_skip": True},
+        ),
+        "decoder": (
+            "ConvDecoder",
+            {"filters": [32, 64, 128], "activation": "gelu", "linear_skip": True},
+        ),
+        "likelihood": (
+            "GaussianLikelihood",
+            {"learn_variance": True, "beta_nll": 1.0},
+        ),
     },
 }
 
@@ -73,8 +202,14 @@ def list_presets():
     Examples
     --------
     >>> from astrovae.models import list_presets
-    >>> sorted(list_presets())
-    ['galaxy_small', 'regier2015']
+    >>> for name in list_presets():
+    ...     print(name)
+    regier2015
+    lanusse2020
+    astrovader
+    loh2022
+    galaxy_small
+    galaxy_base
     """
     return {name: preset["description"] for name, preset in _PRESETS.items()}
 
@@ -125,8 +260,6 @@ def load_preset(preset, **kwargs):
 
 
 def _make(name, *, image_shape=None, **kwargs):
-    from astrovae.models.likelihoods import GaussianLikelihood
-    from astrovae.models.networks import DenseDecoder, DenseEncoder
     from astrovae.models.vae import VAE
 
     preset = _named(name)
@@ -137,19 +270,22 @@ def _make(name, *, image_shape=None, **kwargs):
         )
         raise ValueError(msg)
     image_shape = tuple(image_shape)
-    likelihood = kwargs.pop("likelihood", None) or GaussianLikelihood(
-        **preset["likelihood"]
-    )
-    channels = likelihood.num_parameters * image_shape[-1]
-    networks = {
-        "encoder": lambda config: DenseEncoder(**config),
-        "decoder": lambda config: DenseDecoder((*image_shape[:2], channels), **config),
-    }
-    for key, make in networks.items():
-        if kwargs.get(key) is None:
-            kwargs[key] = make(preset[key])
     arguments = {**preset["vae"], "name": name, **kwargs}
-    return VAE(image_shape, likelihood=likelihood, **arguments)
+
+    def part(key, **fitted):
+        """Make a part from the data, unless the caller gives one."""
+        if arguments.get(key) is None and key in preset:
+            class_name, config = preset[key]
+            cls = keras.saving.get_registered_object(f"astrovae>{class_name}")
+            arguments[key] = cls(**fitted, **config)
+        return arguments.get(key)
+
+    likelihood = part("likelihood")
+    channels = likelihood.num_parameters * image_shape[-1]
+    part("encoder")
+    part("decoder", target_shape=(*image_shape[:2], channels))
+    part("prior", latent_dim=arguments["latent_dim"])
+    return VAE(image_shape, **arguments)
 
 
 def save_preset(model, folder, *, overwrite=False, metadata=None):
@@ -186,35 +322,44 @@ def _load_folder(folder, **kwargs):
             f"got {', '.join(kwargs)}."
         )
         raise ValueError(msg)
-    metadata = _read_json(folder / _METADATA)
-    for name, expected in metadata["sha256"].items():
-        path = folder / name
-        if not path.exists():
-            msg = f"{folder} is not a complete preset: {name} is missing."
-            raise PresetError(msg)
-        if _sha256(path) != expected:
-            msg = (
-                f"{path} is damaged or was altered: its SHA-256 is not the one "
-                f"recorded in {_METADATA}."
-            )
-            raise PresetError(msg)
-    config = _read_json(folder / _CONFIG)
+    metadata, config = _read_folder(folder)
     try:
         config["config"]["preprocessing"] = _read_json(folder / _PREPROCESSING)
         model = keras.saving.deserialize_keras_object(config)
         model.load_weights(folder / _WEIGHTS)
-    except (TypeError, ValueError, KeyError, OSError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:
         msg = f"{folder} cannot be read as a preset: {error}"
         raise PresetError(msg) from error
     model.sha256 = metadata["sha256"][_WEIGHTS]
     return model
 
 
+def _read_folder(folder):
+    """Read metadata and configuration, after all files have been checked."""
+    metadata = _read_json(folder / _METADATA)
+    hashes = metadata.get("sha256") if isinstance(metadata, dict) else None
+    if not isinstance(hashes, dict):
+        msg = f"{folder / _METADATA} cannot be read: it records no SHA-256."
+        raise PresetError(msg)
+    for name in (_CONFIG, _PREPROCESSING, _WEIGHTS):
+        path = folder / name
+        if not path.exists():
+            msg = f"{folder} is not a complete preset: {name} is missing."
+            raise PresetError(msg)
+        if _sha256(path) != hashes.get(name):
+            msg = (
+                f"{path} is damaged or was altered: its SHA-256 is not the one "
+                f"recorded in {_METADATA}."
+            )
+            raise PresetError(msg)
+    return metadata, _read_json(folder / _CONFIG)
+
+
 def describe_preset(folder):
     """Give lines that say what is in a preset folder."""
     folder = Path(folder)
-    metadata = _read_json(folder / _METADATA)
-    config = _read_json(folder / _CONFIG)["config"]
+    metadata, config = _read_folder(folder)
+    config = config["config"]
     record = _read_json(folder / _PREPROCESSING)
     lines = [f"{folder}: model {config['name']}"]
     names = ("image_shape", "latent_dim", "posterior", "stretch")

@@ -8,8 +8,9 @@ from scipy.stats import qmc
 
 from astrovae._batches import Arrays, as_source
 from astrovae._validation import check_option, check_positive_int
-from astrovae.layers import GaussianPrior, GaussianSampling
+from astrovae.layers import GaussianPrior, GaussianSampling, PoseTransform
 from astrovae.models._base import GalaxyModel
+from astrovae.models.correlated_noise import UnmaskedSource
 from astrovae.models.likelihoods import GaussianLikelihood
 from astrovae.models.networks import DenseDecoder, DenseEncoder
 from astrovae.ops import weighted_sum
@@ -53,6 +54,11 @@ class VAE(GalaxyModel):
         How the encoder sees the pixels: in units of the image scale, or as
         ``asinh(pixel / noise)``. The likelihood is always that of the pixels
         as they are.
+    pose : bool, optional
+        Whether galaxies are encoded and painted in their aligned frame, as
+        given by the pose of the stack (`~astrovae.images.measure_pose`). What
+        is painted is carried to the observed frame before it is compared with
+        the pixels, which are never resampled.
     beta : float, optional
         Weight of the KL divergence in training; the reported ELBO has 1.
     scale, noise : sequence of float, optional
@@ -97,6 +103,7 @@ class VAE(GalaxyModel):
         likelihood=None,
         posterior="diagonal",
         stretch="linear",
+        pose=False,
         beta=1.0,
         scale=None,
         noise=None,
@@ -110,6 +117,10 @@ class VAE(GalaxyModel):
         )
         self.posterior = check_option("posterior", posterior, ("diagonal", "delta"))
         self.stretch = check_option("stretch", stretch, ("linear", "asinh"))
+        self.pose = bool(pose)
+        canvas = self.image_shape[:2]
+        self.to_aligned = PoseTransform(canvas, "aligned")
+        self.to_observed = PoseTransform(canvas, "observed")
         n_bands = self.image_shape[2]
         self.likelihood = likelihood or GaussianLikelihood()
         self.prior = prior or GaussianPrior(self.latent_dim)
@@ -124,6 +135,10 @@ class VAE(GalaxyModel):
         self._scale = self._constant("scale", scale, (n_bands,))
         self._noise = self._constant("noise", noise, (n_bands,))
         self._beta = self._constant("beta", beta, ())
+        # training devices, which callbacks set
+        self._free_bits = self._constant("free_bits", 0.0, ())
+        self._extra_sigma = self._constant("extra_sigma", 0.0, ())
+        self._plain.noisier = False
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in ("log_like", "kl", "mse")
         }
@@ -136,6 +151,7 @@ class VAE(GalaxyModel):
             shape=shape,
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
             trainable=False,
+            autocast=False,
             dtype="float32",
         )
 
@@ -169,6 +185,24 @@ class VAE(GalaxyModel):
         self._beta.assign(value)
 
     @property
+    def free_bits(self):
+        """Nats per latent that training does not penalise (see `FreeBits`)."""
+        return float(ops.convert_to_numpy(self._free_bits))
+
+    @free_bits.setter
+    def free_bits(self, value):
+        self._free_bits.assign(value)
+
+    @property
+    def extra_sigma(self):
+        """Noise that training adds, in units of the scale (see `SigmaWarmup`)."""
+        return float(ops.convert_to_numpy(self._extra_sigma))
+
+    @extra_sigma.setter
+    def extra_sigma(self, value):
+        self._extra_sigma.assign(value)
+
+    @property
     def scale(self):
         """Image scale of each band, in the unit of the pixels."""
         return ops.convert_to_numpy(self._scale)
@@ -190,6 +224,8 @@ class VAE(GalaxyModel):
             pixels = ops.arcsinh(image / self._noise)
         else:
             pixels = image / self._scale
+        if self.pose:
+            pixels = self.to_aligned((pixels, batch["pose"][:, :4]))
         features = self.encoder(ops.cast(pixels, self.compute_dtype))
         output = self.posterior_layer(ops.cast(features, "float32"))
         if self.posterior == "delta":
@@ -205,10 +241,25 @@ class VAE(GalaxyModel):
         log_var = ops.where(unmeasured, prior_log_var, log_var)
         return {"mean": mean, "log_var": log_var, "measured": measured}
 
-    def _decode_batch(self, z):
-        """Pixel distribution in units of the image scale."""
+    def _decode_batch(self, z, batch=None):
+        """
+        Pixel distribution in units of the image scale.
+
+        In the observed frame of the batch, if galaxies have a pose.
+        """
         maps = self.decoder(ops.cast(z, self.compute_dtype))
-        return self.likelihood.parameters(maps, self._scale)
+        params = self.likelihood.parameters(maps, self._scale)
+        if batch is None or not self.pose:
+            return params
+        floor = self.likelihood.floor(self._scale)
+        learned = ops.relu(ops.exp(params["log_var"]) - floor)
+        maps = ops.concatenate([params["mean"], learned], axis=-1)
+        mean, learned = ops.split(
+            self.to_observed((maps, batch["pose"][:, :4])), 2, axis=-1
+        )
+        # cubic weights may be negative: a variance must not be
+        log_var = ops.log(ops.relu(learned) + floor)
+        return {**params, "mean": mean, "log_var": log_var}
 
     def _pixels(self, batch):
         """Image and error in units of the image scale; masked ones harmless."""
@@ -221,13 +272,18 @@ class VAE(GalaxyModel):
     def _log_like_map(self, batch, params):
         """Log-likelihood of each pixel in its own unit; masked ones give 0."""
         image, error = self._pixels(batch)
-        terms = self.likelihood.log_prob_map(image, params, error)
-        return ops.where(_valid(batch) > 0, terms - ops.log(self._scale), 0.0)
+        valid = _valid(batch)
+        terms = self.likelihood.log_prob_map(image, params, error, valid)
+        return ops.where(valid > 0, terms - ops.log(self._scale), 0.0)
+
+    def _kl_terms(self, mean, log_var, z):
+        """KL divergence by latent, if the prior is factorised, or as a whole."""
+        if self.posterior == "delta":
+            return ops.zeros_like(mean[:, :1])
+        return self.prior.kl_terms(mean, log_var, z)
 
     def _kl(self, mean, log_var, z):
-        if self.posterior == "delta":
-            return ops.zeros_like(mean[:, 0])
-        return self.prior.kl_divergence(mean, log_var, z)
+        return ops.sum(self._kl_terms(mean, log_var, z), axis=-1)
 
     def call(self, inputs, training=False):
         """
@@ -238,29 +294,35 @@ class VAE(GalaxyModel):
         inputs : dict of tensor
             ``image``, and optionally ``mask`` and ``error``.
         training : bool, optional
-            Not used: a latent is drawn in either case.
+            Whether training devices apply; a latent is drawn in either case.
 
         Returns
         -------
         terms : dict of tensor
             Per galaxy: ``mean`` and ``log_var`` ``(n, latent_dim)``;
-            ``objective``, ``log_like``, ``kl``, ``mse`` and ``measured``,
-            ``(n,)``.
+            ``kl_terms`` ``(n, latent_dim)`` or ``(n, 1)``; ``objective``,
+            ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``.
         """
         posterior = self._encode_batch(inputs)
         mean, log_var = posterior["mean"], posterior["log_var"]
         z = mean if self.posterior == "delta" else self.sampling((mean, log_var))
-        params = self._decode_batch(z)
+        params = self._decode_batch(z, inputs)
         valid = _valid(inputs)
         image, error = self._pixels(inputs)
-        objective = self.likelihood.objective_map(image, params, valid, error)
+        scatter = params
+        if training and self._plain.noisier:
+            extra = 2.0 * ops.log(self._extra_sigma + 1e-10)
+            scatter = {**params, "log_var": ops.logaddexp(params["log_var"], extra)}
+        objective = self.likelihood.objective_map(image, scatter, valid, error)
+        kl_terms = self._kl_terms(mean, log_var, z)
         residual = inputs["image"] - params["mean"] * self._scale
         squares = weighted_sum(ops.square(residual), valid)
         return {
             **posterior,
             "objective": weighted_sum(objective, valid),
             "log_like": ops.sum(self._log_like_map(inputs, params), axis=(1, 2, 3)),
-            "kl": self._kl(mean, log_var, z),
+            "kl_terms": kl_terms,
+            "kl": ops.sum(kl_terms, axis=-1),
             "mse": squares / ops.maximum(ops.sum(valid, axis=(1, 2, 3)), 1.0),
         }
 
@@ -272,12 +334,19 @@ class VAE(GalaxyModel):
         total = ops.maximum(ops.sum(weight), 1e-6)
         for name, tracker in self.trackers.items():
             tracker.update_state(y_pred[name], sample_weight=weight)
-        loss = self._beta * y_pred["kl"] - y_pred["objective"]
-        return ops.sum(weight * loss) / total
+        kl_terms = ops.matmul(weight[None], y_pred["kl_terms"])[0] / total
+        # the threshold of terms that hold several latents is that of them all
+        free = self._free_bits * (self.latent_dim / kl_terms.shape[0])
+        kl = ops.sum(ops.where(free > 0.0, ops.maximum(kl_terms, free), kl_terms))
+        return self._beta * kl - ops.sum(weight * y_pred["objective"]) / total
 
     # ------------------------------------------------------------------
     # training
     # ------------------------------------------------------------------
+
+    def _training_source(self, inputs):
+        source = super()._training_source(inputs)
+        return source if self.likelihood.allows_masks else UnmaskedSource(source)
 
     def adapt(self, inputs, max_galaxies=4096):
         """
@@ -391,18 +460,20 @@ class VAE(GalaxyModel):
             raise ValueError(msg)
 
         def decode(batch):
-            params = self._decode_batch(batch["z"])
-            return {
-                "mean": params["mean"] * self._scale,
-                "log_var": params["log_var"] + 2.0 * ops.log(self._scale),
-            }
+            return self._in_pixel_units(self._decode_batch(batch["z"]))
 
         source = Arrays({"z": z}, clean=False)
         return self._map("decode", decode, source, batch_size=batch_size)
 
+    def _in_pixel_units(self, params):
+        return {
+            "mean": params["mean"] * self._scale,
+            "log_var": params["log_var"] + 2.0 * ops.log(self._scale),
+        }
+
     def reconstruct(self, inputs, *, batch_size=256):
         """
-        Decode the posterior mean of each galaxy.
+        Paint each galaxy at its posterior mean, as it was observed.
 
         Parameters
         ----------
@@ -416,8 +487,14 @@ class VAE(GalaxyModel):
         images : dict of `~numpy.ndarray`
             As given by `decode`.
         """
-        mean, _ = self.encode(inputs, batch_size=batch_size)
-        return self.decode(mean, batch_size=batch_size)
+
+        def reconstruct(batch):
+            mean = self._encode_batch(batch)["mean"]
+            return self._in_pixel_units(self._decode_batch(mean, batch))
+
+        return self._map(
+            "reconstruct", reconstruct, self._source(inputs), batch_size=batch_size
+        )
 
     def sample(self, n, *, seed=None):
         """
@@ -469,8 +546,14 @@ class VAE(GalaxyModel):
 
         Parameters
         ----------
-        inputs, num_samples, batch_size, show_progress
-            As for `elbo`.
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies.
+        num_samples : int, optional
+            Latents drawn per galaxy for ELBO and KL, as for `elbo`.
+        batch_size : int, optional
+            Galaxies at a time.
+        show_progress : bool, optional
+            Show a progress bar.
 
         Returns
         -------
@@ -507,7 +590,7 @@ class VAE(GalaxyModel):
 
             def add_sample(i, sums):
                 z = mean + ops.exp(0.5 * log_var) * noise[i]
-                likes = self._log_like_map(batch, self._decode_batch(z))
+                likes = self._log_like_map(batch, self._decode_batch(z, batch))
                 kl = self._kl(mean, log_var, z)
                 return sums[0] + ops.sum(likes, axis=(1, 2, 3)), sums[1] + kl
 
@@ -517,7 +600,7 @@ class VAE(GalaxyModel):
                 "measured": posterior["measured"],
                 "kl": kl / num_samples,
                 "elbo": (log_like - kl) / num_samples,
-                **self._residual_terms(batch, self._decode_batch(mean)),
+                **self._residual_terms(batch, self._decode_batch(mean, batch)),
             }
 
         return self._map(
@@ -562,6 +645,7 @@ class VAE(GalaxyModel):
             "likelihood": serialize(self.likelihood),
             "posterior": self.posterior,
             "stretch": self.stretch,
+            "pose": self.pose,
             "beta": self.beta,
             "scale": self.scale.tolist() if self.adapted else None,
             "noise": self.noise.tolist() if self.adapted else None,

@@ -1,5 +1,7 @@
 """Tests of the columns that are appended to catalogues."""
 
+import warnings
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from astrovae.catalog import (
     COLUMNS,
     add_baselines,
     add_latents,
+    add_pose,
     add_reconstruction,
     annotate,
 )
@@ -94,7 +97,7 @@ def test_models_live_side_by_side(table, encoder, stack):
     twice = add(once, encoder, stack, prefix="b_")
     assert {"latent_mean", "b_latent_mean"} <= set(twice.colnames)
     assert set(twice.meta["astrovae"]) == {"default", "b_"}
-    with pytest.raises(ValueError, match="already has latent_mean.*overwrite=True"):
+    with pytest.raises(ValueError, match=r"already has latent_mean.*overwrite=True"):
         add_latents(once, encoder, stack)
     again = add(once, encoder, stack, overwrite=True)
     assert again.colnames == once.colnames
@@ -161,6 +164,8 @@ def test_annotate_is_all_of_it(table, encoder, meter, stack):
 
     with pytest.warns(FlaggedRowsWarning):
         together = annotate(table, Model(), stack, baselines=[Gauss()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FlaggedRowsWarning)
         one = add_latents(table, Model(), stack)
         one = add_reconstruction(one, Model(), stack)
         one = add_baselines(one, stack, [Gauss()])
@@ -189,3 +194,25 @@ def test_reconstruction_columns(table, meter, stack):
     with pytest.warns(FlaggedRowsWarning):
         result = add_reconstruction(Table(table), meter, stack)
     assert np.flatnonzero(result["vae_mse"].mask).tolist() == sorted(BAD)
+
+
+def test_pose_columns(table, stack):
+    """Poses are columns with errors; what could not be measured is masked."""
+    with pytest.raises(ValueError, match=r"measure_pose\(stack\) first"):
+        add_pose(table, stack)
+    pose = np.tile([1.0, -2.0, np.pi / 2, -1.0, 3.0], (7, 1))
+    pose[3] = np.nan
+    stack = stack.replace(pose=pose)
+    with pytest.warns(FlaggedRowsWarning, match=r"1 of 7 rows .* \(pose\)"):
+        result = add_pose(QTable(table), stack, prefix="a_")
+    assert_allclose(result["a_pose_x"][0].to_value(u.pix), 6)
+    assert_allclose(result["a_pose_y"][0].to_value(u.pix), 3)
+    assert_allclose(result["a_pose_angle"][0].to_value(u.deg), 90)
+    assert result["a_pose_flip"][0] == -1
+    assert np.flatnonzero(result["a_pose_size"].mask).tolist() == [3]
+    assert "pose_failed" in decode_flags(int(result["a_pose_flags"][3]))
+    # nothing is known of the errors of poses that were given
+    assert "a_pose_x_err" not in result.colnames
+    assert result.meta["astrovae"]["a_"]["pose"]["n_masked"] == 1
+    with pytest.raises(ValueError, match="already has a_pose_x"):
+        add_pose(result, stack, prefix="a_")

@@ -1,11 +1,10 @@
 """Tests of catalogues on disk."""
 
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.table import MaskedColumn, QTable
 from astropy.utils.masked import Masked
-
-import astropy.units as u
 
 from astrovae.catalog import read_catalog, write_catalog
 

@@ -110,8 +110,9 @@ def sdss(data_path):
 def test_sdss_from_sky_positions_to_columns(sdss):
     """Real FITS images with WCS, sigma, mask and PSF; one catalogue row each."""
     stacks, positions = [], []
-    for name, planes, wcs, position in sdss:
-        row = QTable({"ra": [position.ra], "dec": [position.dec]})
+    for _, planes, wcs, position in sdss:
+        sky = position.icrs
+        row = QTable({"ra": [sky.ra], "dec": [sky.dec]})
         stack = make_cutouts(
             {"r": planes["image"]},
             row,

@@ -4,14 +4,58 @@ import keras
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import ndimage, signal
 
-from astrovae.models import DenseDecoder, DenseEncoder
+from astrovae.models import (
+    VAE,
+    AstroVaDErDecoder,
+    AstroVaDErEncoder,
+    ConvDecoder,
+    ConvEncoder,
+    DenseDecoder,
+    DenseEncoder,
+)
+from checks import LayerCase, check_layer
+
+SMALL = {"filters": (4, 6), "patch_size": 2, "linear_skip": True}
+NETWORK_CASES = {
+    DenseEncoder: LayerCase(
+        lambda **kwargs: DenseEncoder((7,), "tanh", linear_skip=True, **kwargs),
+        ((5, 6, 2),),
+    ),
+    DenseDecoder: LayerCase(
+        lambda **kwargs: DenseDecoder((5, 6, 2), (7,), "tanh", **kwargs), ((3,),)
+    ),
+    ConvEncoder: LayerCase(
+        lambda **kwargs: ConvEncoder(num_blocks=2, **SMALL, **kwargs), ((9, 10, 2),)
+    ),
+    ConvDecoder: LayerCase(
+        lambda **kwargs: ConvDecoder(
+            (9, 10, 2), output_activation="softplus", **SMALL, **kwargs
+        ),
+        ((3,),),
+    ),
+    AstroVaDErEncoder: LayerCase(AstroVaDErEncoder, ((8, 9, 2),)),
+    AstroVaDErDecoder: LayerCase(
+        lambda **kwargs: AstroVaDErDecoder((8, 9, 2), "softplus", **kwargs), ((3,),)
+    ),
+}
+
+
+def numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+@pytest.mark.parametrize("cls", NETWORK_CASES)
+def test_layers(cls, tmp_path):
+    """Every network passes what is common to layers."""
+    check_layer(NETWORK_CASES[cls], tmp_path)
 
 
 def test_linear_skip_contains_linear_models(rng):
     """The last units of the encoder are the pixels; of the decoder, latents."""
     x = rng.normal(size=(3, 4, 5, 2)).astype("float32")
-    features = keras.ops.convert_to_numpy(DenseEncoder((7,), linear_skip=True)(x))
+    features = numpy(DenseEncoder((7,), linear_skip=True)(x))
     assert features.shape == (3, 7 + 40)
     assert_allclose(features[:, 7:], x.reshape(3, -1))
     decoder = DenseDecoder((4, 5, 2), (7,), linear_skip=True)
@@ -20,8 +64,20 @@ def test_linear_skip_contains_linear_models(rng):
     kernel[:7] = 0
     decoder.output_layer.set_weights([kernel, np.zeros(40)])
     z = rng.normal(size=(6, 3)).astype("float32")
-    images = keras.ops.convert_to_numpy(decoder(z)).reshape(6, -1)
+    images = numpy(decoder(z)).reshape(6, -1)
     assert_allclose(images, z @ kernel[7:], rtol=1e-4, atol=1e-5)
+
+
+def test_convolutional_skip_contains_linear_models(rng):
+    """As for the dense networks: pixels are features, latents paint pixels."""
+    x = rng.normal(size=(3, 9, 10, 2)).astype("float32")
+    assert_allclose(numpy(ConvEncoder(**SMALL)(x))[:, -180:], x.reshape(3, -1))
+    decoder = ConvDecoder((9, 10, 2), **SMALL)
+    decoder.build((None, 3))
+    decoder.output_layer.kernel.assign(np.zeros(decoder.output_layer.kernel.shape))
+    z = rng.normal(size=(6, 3)).astype("float32")
+    images = numpy(decoder(z)).reshape(6, -1)
+    assert_allclose(images, z @ numpy(decoder.linear.kernel), rtol=1e-4, atol=1e-5)
 
 
 def test_regier_network_has_the_published_size():
@@ -33,7 +89,154 @@ def test_regier_network_has_the_published_size():
     assert sizes == [(4761, 128), (128, 128), (8, 128), (128, 128), (128, 9522)]
 
 
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 1), (37, 45, 3), (7, 1, 1), (69, 69, 2), (256, 256, 5)]
+)
+def test_any_size(shape, rng):
+    """Odd and oblong images, of any number of bands, with declared shapes."""
+    encoder, decoder = ConvEncoder((4, 6, 8)), ConvDecoder(shape, (4, 6, 8))
+    x = rng.normal(size=(2, *shape)).astype("float32")
+    features = encoder(x)
+    assert features.shape == encoder.compute_output_shape(x.shape)
+    z = rng.normal(size=(2, 3)).astype("float32")
+    assert decoder(z).shape == decoder.compute_output_shape((2, 3)) == (2, *shape)
+
+
+def test_frame_is_symmetric():
+    """A galaxy in the middle of an odd image stays in the middle."""
+    x = np.zeros((1, 7, 9, 1), "float32")
+    x[0, 3, 4] = 1
+    encoder = ConvEncoder((1,), num_blocks=0, patch_size=3)
+    encoder.build(x.shape)
+    encoder.embeddings[0].kernel.assign(np.ones((9, 1)))
+    found = numpy(encoder(x)).reshape(3, 3)
+    assert_allclose(found, [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+
+def test_no_checkerboard():
+    """What is flat on the coarse map begins flat on the fine one."""
+    decoder = ConvDecoder((128, 128, 1), (6, 8, 10), patch_size=2)
+    decoder.build((None, 2))
+    width = decoder.filters[-1]
+    decoder.project.set_weights([np.zeros((2, 256 * width)), np.ones(256 * width)])
+    (image,) = numpy(decoder(np.zeros((1, 2))))[..., 0][:, 40:-40, 40:-40]
+    assert np.ptp(image) < 1e-5 * np.abs(image).max()
+
+
+def test_astrovader_is_the_published_network():
+    """The shapes of the kernels, and their order, in the published file."""
+    encoder, decoder = AstroVaDErEncoder(), AstroVaDErDecoder((128, 128, 1))
+    encoder.build((None, 128, 128, 1))
+    decoder.build((None, 20))
+    layers = [
+        *encoder.convolutions,
+        decoder.project,
+        *decoder.convolutions,
+        decoder.output_layer,
+    ]
+    assert {layer.name: tuple(layer.kernel.shape) for layer in layers} == {
+        "Conv1": (3, 3, 1, 64),
+        "Conv2": (3, 3, 64, 64),
+        "Conv3": (5, 5, 64, 64),
+        "Conv4": (5, 5, 64, 64),
+        "Conv5": (5, 5, 64, 16),
+        "Conv6": (5, 5, 16, 16),
+        "FC3": (20, 4096),
+        "Conv7": (5, 5, 16, 16),
+        "Conv8": (5, 5, 16, 16),
+        "Conv9": (5, 5, 16, 64),
+        "Conv10": (5, 5, 64, 64),
+        "Conv11": (5, 5, 64, 64),
+        "Conv12": (5, 5, 64, 64),
+        "Output": (3, 3, 64, 1),
+    }
+
+
+def convolve(x, layer):
+    """Convolution of one image as SciPy does it, with zeros outside."""
+    kernel, bias = (numpy(weight).astype(float) for weight in layer.weights)
+    planes = [
+        sum(
+            signal.correlate2d(x[..., i], kernel[..., i, j], mode="same")
+            for i in range(x.shape[-1])
+        )
+        for j in range(kernel.shape[-1])
+    ]
+    return np.stack(planes, axis=-1) + bias
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.1 * x)
+
+
+def randomize(layers, rng):
+    """Biases, too, that are not zero."""
+    for layer in layers:
+        layer.bias.assign(0.1 * rng.normal(size=layer.bias.shape))
+
+
+def test_astrovader_equals_numpy(rng):
+    """Encoder and decoder, written out with SciPy."""
+    encoder, decoder = AstroVaDErEncoder(), AstroVaDErDecoder((16, 24, 1))
+    encoder.build((None, 16, 24, 1))
+    decoder.build((None, 4))
+    randomize(encoder.convolutions + decoder.convolutions, rng)
+    image, z = rng.normal(size=(16, 24, 1)), rng.normal(size=4)
+
+    x = image
+    for i, layer in enumerate(encoder.convolutions):
+        x = leaky(convolve(x, layer))
+        if i % 2:
+            ny, nx, channels = x.shape
+            x = x.reshape(ny // 2, 2, nx // 2, 2, channels).max(axis=(1, 3))
+    found = numpy(encoder(image[None].astype("float32")))[0]
+    assert_allclose(found, x.ravel(), rtol=1e-4, atol=1e-5)
+
+    kernel, bias = (numpy(weight).astype(float) for weight in decoder.project.weights)
+    x = leaky(z @ kernel + bias).reshape(2, 3, 16)
+    for i, layer in enumerate(decoder.convolutions):
+        x = leaky(convolve(x, layer))
+        if i % 2:
+            ny, nx, channels = x.shape
+            # pixel (0, 0) stays where it is; beyond the last pixel, it is repeated
+            y_old, x_old, c = np.mgrid[: 2 * ny, : 2 * nx, :channels] / np.array(
+                [2, 2, 1]
+            ).reshape(3, 1, 1, 1)
+            x = ndimage.map_coordinates(x, [y_old, x_old, c], order=1, mode="nearest")
+    x = np.maximum(convolve(x, decoder.output_layer), 0)
+    found = numpy(decoder(z[None].astype("float32")))[0]
+    assert_allclose(found, x, rtol=1e-4, atol=1e-5)
+    assert (found > 0).any()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_convolutional_vae_trains(policy, stack):
+    """The loss falls, also in mixed precision, on two bands with masks."""
+    shape = stack.image_shape
+    vae = VAE(
+        shape,
+        latent_dim=2,
+        encoder=ConvEncoder((8, 12), dtype=policy),
+        decoder=ConvDecoder((*shape[:2], 4), (8, 12), dtype=policy),
+        dtype=policy,
+        seed=1,
+    )
+    vae.compile(keras.optimizers.Adam(1e-2))
+    history = vae.fit(stack, batch_size=20, epochs=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < history["loss"][0]
+    assert vae.encode(stack)[0].dtype == np.float32
+
+
 def test_units_must_be_positive():
     """Misuse is named."""
     with pytest.raises(ValueError, match="hidden_units must be a positive integer"):
         DenseEncoder((32, 0))
+    with pytest.raises(ValueError, match="filters must be a positive integer"):
+        ConvEncoder((32, -1))
+    with pytest.raises(ValueError, match="at least one stage"):
+        ConvEncoder(())
+    with pytest.raises(ValueError, match="num_blocks must be an integer >= 0"):
+        ConvEncoder(num_blocks=-1)
+    with pytest.raises(ValueError, match="patch_size must be a positive integer"):
+        ConvDecoder((8, 8, 1), patch_size=0)

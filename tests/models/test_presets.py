@@ -45,7 +45,7 @@ def test_folder_round_trip(folder, stack):
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["note"] == "a test"
     assert first.sha256 == metadata["sha256"]["model.weights.h5"]
-    assert set(p.name for p in folder.iterdir()) == {
+    assert {p.name for p in folder.iterdir()} == {
         "config.json",
         "model.weights.h5",
         "preprocessing.json",
