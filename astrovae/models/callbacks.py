@@ -106,7 +106,8 @@ class MixtureInitialization(keras.callbacks.Callback):
     Raises
     ------
     TypeError
-        When training begins, if the prior of the model is no `~astrovae.layers.MixturePrior`.
+        When training begins, if the prior of the model is no
+        `~astrovae.layers.MixturePrior`.
     ValueError
         If there are fewer galaxies than components.
 
