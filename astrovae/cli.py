@@ -3,6 +3,7 @@
 
 import functools
 import math
+import os
 import re
 from pathlib import Path
 
@@ -92,6 +93,8 @@ _SEED = click.option(
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 def main(debug):
     """Append latent features of galaxies to their catalogue."""
+    # TensorFlow's notes on its own set-up are not what people came for
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @main.command()

@@ -35,7 +35,10 @@ _ROUNDING = 1e-6
 _MAX_DAMPING = 1e5
 _TINY = 1e-30
 _UNKNOWN = 1e30
-# Nearer to a wall than this, in sigma, a centre is at the wall.
+# Centres may lie so many cutouts beyond the edges: only the flank of a bright
+# neighbour has its centre there. Nearer to that wall than this, in sigma, a
+# centre is at the wall.
+_REACH = 4
 _CLOSE = 1e-7
 # Starting guesses are tried at so many centres along each axis, on an image in
 # which up to 3 x 3 pixels are averaged as long as so many remain.
@@ -86,8 +89,8 @@ class GaussianNewton:
             each galaxy its ``best`` shape, whether it ``converged`` and is
             ``done`` (it is of no use to go on), and the ``fisher`` and
             ``hessian`` matrices (n, n_bands, k, k) of (constant, relative
-            amplitude, five of ``b``), in units of ``scale`` and
-            ``error_scale``.
+            amplitude at the ``origin``, five of ``b``), in units of ``scale``
+            and ``error_scale``.
         """
         data, weight, scales = self._prepare(batch)
         given = batch["start"]
@@ -109,6 +112,7 @@ class GaussianNewton:
             index = ops.reshape(first, (-1, *(1,) * (len(value.shape) - 1)))
             name = "best" if key == "shape" else key
             results[name] = ops.take_along_axis(value, index, axis=1)[:, 0]
+        results["origin"] = ops.stack(self._frame(results["best"])[:2], axis=-1)
         return results
 
     def guess(self, batch):
@@ -223,15 +227,14 @@ class GaussianNewton:
         gradient (rows, 5) along ``b``, and the Gauss-Newton ("Fisher") and
         exact Hessian matrices of each band.
         """
-        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
-        u = (ops.arange(self.nx, dtype="float32") - x[:, None]) / scale_x[:, None]
-        v = (ops.arange(self.ny, dtype="float32") - y[:, None]) / scale_y[:, None]
-        exponent = (
-            (qxx[:, None] * u * u)[:, None, :]
-            + (qyy[:, None] * v * v)[:, :, None]
-            + (2.0 * qxy[:, None] * u)[:, None, :] * v[:, :, None]
-        )
-        g = ops.exp(-0.5 * exponent)[:, None]
+        frame = self._frame(shape)
+        ox, oy, scale_x, scale_y, q, rho, tx, ty = (part[:, None] for part in frame)
+        u = (ops.arange(self.nx, dtype="float32") - ox) / scale_x
+        v = (ops.arange(self.ny, dtype="float32") - oy) / scale_y
+        along_x = q * ((tx - rho * ty) - 0.5 * u) * u
+        along_y = q * ((ty - rho * tx) - 0.5 * v) * v
+        across = (rho * q * u)[:, None, :] * v[:, :, None]
+        g = ops.exp(along_x[:, None, :] + along_y[:, :, None] + across)[:, None]
         # one product for two planes: compilers make it twice as fast
         planes = ops.concatenate([weight * g * g, weight * data * g], axis=1)
         squares, cross = ops.split(_moments(planes, u, v), 2, axis=1)
@@ -328,30 +331,59 @@ class GaussianNewton:
         )
         return state
 
+    def _frame(self, shape):
+        """
+        Find coordinates in which a Gaussian and its moments are of order one.
+
+        They are in units of the marginal sigmas, in which the inverse
+        covariance is ``q [[1, -rho], [-rho, 1]]``. The origin is where in the
+        image the Gaussian is largest (there it is 1): its centre, or a point
+        on the edge, if the centre, at ``t``, lies beyond.
+        """
+        x, y, pxx, pxy, pyy = (shape[:, i] for i in range(5))
+        ox, oy = ops.clip(x, 0.0, self.nx - 1.0), ops.clip(y, 0.0, self.ny - 1.0)
+        for _ in range(2):
+            ox = ops.clip(x - pxy / pxx * (oy - y), 0.0, self.nx - 1.0)
+            oy = ops.clip(y - pxy / pyy * (ox - x), 0.0, self.ny - 1.0)
+        det = pxx * pyy - pxy * pxy
+        scale_x, scale_y = ops.sqrt(pyy / det), ops.sqrt(pxx / det)
+        rho = -pxy / ops.sqrt(pxx * pyy)
+        t = (x - ox) / scale_x, (y - oy) / scale_y
+        return ox, oy, scale_x, scale_y, pxx * pyy / det, rho, *t
+
+    def _shift(self, frame):
+        """Rows that give, times the change of ``b``, the shift of the centre."""
+        *_, rho, tx, ty = frame
+        one = ops.ones_like(rho)
+        along_x = one, rho, 2.0 * tx, ty + rho * tx, 2.0 * rho * ty
+        along_y = rho, one, 2.0 * rho * tx, tx + rho * ty, 2.0 * ty
+        return ops.stack(along_x, axis=-1), ops.stack(along_y, axis=-1)
+
     def _walls(self, shape, gradient):
         """
-        Keep centres within one cutout of the edges.
+        Keep centres within `_REACH` cutouts of the edges.
 
-        Where the gradient pushes towards a wall, the Hessian gets its ratio
-        to the distance on the diagonal (Coleman & Li 1996), so that Newton's
-        step ends before the wall and the other parameters stay free.
+        Where the gradient pushes towards a wall, the Hessian along it gets
+        the ratio of the push to the distance (Coleman & Li 1996), so that
+        Newton's step ends before the wall and all else stays free.
         """
-        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
-        det = qxx * qyy - qxy * qxy
-        ixx, ixy, iyy = qyy / det, -qxy / det, qxx / det
-        push_x = qxx * gradient[:, 0] + qxy * gradient[:, 1]
-        push_y = qxy * gradient[:, 0] + qyy * gradient[:, 1]
-        room_x = ops.where(push_x < 0, 2 * self.nx - 1 - x, x + self.nx) / scale_x
-        room_y = ops.where(push_y < 0, 2 * self.ny - 1 - y, y + self.ny) / scale_y
-        wall_x = ops.abs(push_x) / ops.maximum(room_x, _CLOSE)
-        wall_y = ops.abs(push_y) / ops.maximum(room_y, _CLOSE)
-        wxx = ixx * ixx * wall_x + ixy * ixy * wall_y
-        wxy = ixx * ixy * wall_x + ixy * iyy * wall_y
-        wyy = ixy * ixy * wall_x + iyy * iyy * wall_y
-        zero = ops.zeros_like(wxx)
-        rows = [[wxx, wxy], [wxy, wyy], [zero] * 2, [zero] * 2, [zero] * 2]
-        rows = [ops.stack(row + [zero] * 3, axis=-1) for row in rows]
-        return ops.stack(rows, axis=1)
+        frame = self._frame(shape)
+        _, _, scale_x, scale_y, q, rho, _, _ = frame
+        gu, gv = gradient[:, 0], gradient[:, 1]
+        total = 0.0
+        for position, scale, size, push, row in zip(
+            (shape[:, 0], shape[:, 1]),
+            (scale_x, scale_y),
+            (self.nx, self.ny),
+            (q * (gu - rho * gv), q * (gv - rho * gu)),
+            self._shift(frame),
+            strict=True,
+        ):
+            low, high = -_REACH * size, (1 + _REACH) * size
+            room = ops.where(push < 0, high - position, position - low) / scale
+            wall = ops.abs(push) / ops.maximum(room, _CLOSE)
+            total = total + wall[:, None, None] * row[:, :, None] * row[:, None, :]
+        return total
 
     def _move(self, shape, change):
         """
@@ -361,39 +393,38 @@ class GaussianNewton:
         and growing is as easy as shrinking. Centres move by two sigma at
         most, axes by a factor of e.
         """
-        x, y, scale_x, scale_y, qxx, qxy, qyy = _scaled(shape)
-        det = qxx * qyy - qxy * qxy
-        du = (qyy * change[:, 0] - qxy * change[:, 1]) / det
-        dv = (qxx * change[:, 1] - qxy * change[:, 0]) / det
-        distance = du * change[:, 0] + dv * change[:, 1]
-        distance = ops.sqrt(ops.maximum(distance, 0.0))
-        # q = L L^T; the change of q is L e L^T
-        l1 = ops.sqrt(qxx)
-        l2 = qxy / l1
-        l3 = ops.sqrt(det / qxx)
-        ratio = l2 / l1
-        exx = -2.0 * change[:, 2] / qxx
-        exy = (2.0 * ratio * change[:, 2] - change[:, 3]) / (l1 * l3)
-        eyy = -2.0 * (change[:, 4] - ratio * change[:, 3] + ratio**2 * change[:, 2])
-        eyy = eyy / (l3 * l3)
+        frame = self._frame(shape)
+        _, _, scale_x, scale_y, q, rho, _, _ = frame
+        du, dv = (ops.sum(row * change, axis=-1) for row in self._shift(frame))
+        distance = ops.sqrt(q * (du * du + dv * dv - 2.0 * rho * du * dv))
+        # the inverse covariance L L^T becomes L exp(e) L^T
+        root = ops.sqrt(q)
+        d11, d12, d22 = -2.0 * change[:, 2], -change[:, 3], -2.0 * change[:, 4]
+        exx = d11 / q
+        exy = (rho * d11 + d12) / root
+        eyy = rho * (rho * d11 + 2.0 * d12) + d22
         mean, half = 0.5 * (exx + eyy), 0.5 * (exx - eyy)
         radius = ops.sqrt(half * half + exy * exy)
         largest = ops.maximum(distance, ops.abs(mean) + radius)
         factor = ops.minimum(1.0, 2.0 / ops.maximum(largest, _TINY))
         mean, half, exy, radius = (factor * part for part in (mean, half, exy, radius))
-        # exp(e) for a symmetric 2 x 2 matrix
         growth, shrink = ops.exp(mean + radius), ops.exp(mean - radius)
         small = radius < 1e-3
         sinh = 0.5 * (growth - shrink) / ops.where(small, 1.0, radius)
         sinh = ops.where(small, ops.exp(mean), sinh)
         cosh = 0.5 * (growth + shrink)
         fxx, fxy, fyy = cosh + sinh * half, sinh * exy, cosh - sinh * half
-        pxx = l1 * l1 * fxx / (scale_x * scale_x)
-        pxy = l1 * (l2 * fxx + l3 * fxy) / (scale_x * scale_y)
-        pyy = l2 * l2 * fxx + 2.0 * l2 * l3 * fxy + l3 * l3 * fyy
+        pxx = q * fxx / (scale_x * scale_x)
+        pxy = root * (fxy - rho * root * fxx) / (scale_x * scale_y)
+        pyy = rho * root * (rho * root * fxx - 2.0 * fxy) + fyy
         pyy = pyy / (scale_y * scale_y)
-        x = ops.clip(x + factor * du * scale_x, -self.nx, 2 * self.nx - 1)
-        y = ops.clip(y + factor * dv * scale_y, -self.ny, 2 * self.ny - 1)
+        x, y = (
+            ops.clip(at + factor * step, -_REACH * size, (1 + _REACH) * size)
+            for at, step, size in (
+                (shape[:, 0], du * scale_x, self.nx),
+                (shape[:, 1], dv * scale_y, self.ny),
+            )
+        )
         row = (x, y, *self._clip_axes(pxx, pxy, pyy))
         return ops.stack(row, axis=-1), factor
 
@@ -422,15 +453,6 @@ def _average(data, weight, step):
         sums.append(sum(plane[:, :, i::step, j::step] for i, j in offsets))
     total, norm = sums
     return total / ops.where(norm > 0, norm, 1.0), norm
-
-
-def _scaled(shape):
-    """Centres, marginal sigmas, and the inverse covariance in their units."""
-    x, y, pxx, pxy, pyy = (shape[:, i] for i in range(5))
-    det = pxx * pyy - pxy * pxy
-    scale_x, scale_y = ops.sqrt(pyy / det), ops.sqrt(pxx / det)
-    qxx, qyy = pxx * scale_x * scale_x, pyy * scale_y * scale_y
-    return x, y, scale_x, scale_y, qxx, pxy * scale_x * scale_y, qyy
 
 
 def _moments(planes, u, v):

@@ -98,7 +98,7 @@ class GaussianFit(BaseEstimator):
     then includes what the Gaussian does not describe.
 
     Rows with no more valid pixels than parameters, and constant ones, are
-    NaN and flagged. Centres stay within one cutout of its edges; those
+    NaN and flagged. Centres stay within four cutouts of the edges; those
     outside are flagged, and so are fluxes that are not positive.
 
     References
@@ -330,6 +330,7 @@ class _Search:
             "start": self.start,
             "damping": self.damping,
             "best": np.zeros((n, 5), dtype=np.float32),
+            "origin": np.zeros((n, 2), dtype=np.float32),
             "converged": np.zeros(n, dtype=bool),
             "fisher": np.zeros(square, dtype=np.float32),
             "hessian": np.zeros(square, dtype=np.float32),
@@ -483,9 +484,8 @@ def _errors(found, shapes, result, parts):
     """
     1-sigma errors, from the covariance ``H^-1 F H^-1`` of all parameters.
 
-    The parameters are those of the search: the five of ``log g`` in units of
-    the marginal sigmas, and for each band the constant, if there is one, and
-    the relative amplitude.
+    The parameters are those of the search: the five of ``log g``, and for each
+    band the constant, if there is one, and the relative amplitude.
     """
     fisher, hessian = (found[key].astype(np.float64) for key in ("fisher", "hessian"))
     n, n_bands = fisher.shape[:2]
@@ -509,7 +509,7 @@ def _errors(found, shapes, result, parts):
     covariance[singular] = np.nan
 
     jacobian = np.zeros((n, 5 + n_bands, size))
-    jacobian[:, :5, :5], growth = _shape_jacobian(shapes, result)
+    jacobian[:, :5, :5], growth = _shape_jacobian(shapes, found["origin"], result)
     jacobian[:, 5:, :5] = growth[:, np.newaxis]
     for band in range(n_bands):
         jacobian[:, 5 + band, 5 + n_linear * (band + 1) - 1] = 1.0
@@ -532,41 +532,43 @@ def _noise_variance(mse, parts, n_linear):
     return np.where(n_valid > 0, mse * n_valid / freedom, 0.0)
 
 
-def _shape_jacobian(shapes, result):
+def _shape_jacobian(shapes, origin, result):
     """
     Derivatives by the five parameters of ``log g``.
 
     Returns those of the public shape (n, 5, 5), and of the logarithm of
-    ``sigma_major * sigma_minor`` (n, 5).
+    the flux (n, 5) at a fixed amplitude at the origin.
     """
-    pxx, pxy, pyy = shapes.T[2:]
+    x, y, pxx, pxy, pyy = shapes.T
     det = pxx * pyy - pxy * pxy
     scale_x, scale_y = np.sqrt(pyy / det), np.sqrt(pxx / det)
-    jacobian = np.zeros((len(shapes), 5, 5))
-    # the centre moves by the covariance times the linear terms
-    jacobian[:, 0, 0] = pyy / det / scale_x
-    jacobian[:, 0, 1] = -pxy / det / scale_y
-    jacobian[:, 1, 0] = -pxy / det / scale_x
-    jacobian[:, 1, 1] = pxx / det / scale_y
+    rho = -pxy / np.sqrt(pxx * pyy)
+    tx, ty = (x - origin[:, 0]) / scale_x, (y - origin[:, 1]) / scale_y
+    one = np.ones_like(rho)
     angle = np.radians(result["theta"])
     cos, sin = np.cos(angle), np.sin(angle)
     major, minor = result["sigma_major"], result["sigma_minor"]
 
-    def change(ax, ay, bx, by):
-        """-a^T dP b for the quadratic terms, dP the inverse covariance's."""
-        terms = (
-            2 * ax * bx / scale_x**2,
-            (ax * by + ay * bx) / (scale_x * scale_y),
-            2 * ay * by / scale_y**2,
-        )
-        return np.stack(terms, axis=1)
+    def bend(ax, ay, bx, by):
+        """-a^T dP b, with dP the change of the inverse covariance."""
+        xx, xy, yy = ax * bx, ax * by + ay * bx, ay * by
+        terms = 2 * xx / scale_x**2, xy / (scale_x * scale_y), 2 * yy / scale_y**2
+        return (0 * one, 0 * one, *terms)
 
-    jacobian[:, 2, 2:] = (0.5 * major**3)[:, np.newaxis] * change(cos, sin, cos, sin)
-    jacobian[:, 3, 2:] = (0.5 * minor**3)[:, np.newaxis] * change(-sin, cos, -sin, cos)
+    jacobian = np.stack(
+        [
+            (one, rho, 2 * tx, ty + rho * tx, 2 * rho * ty),
+            (rho, one, 2 * rho * tx, tx + rho * ty, 2 * ty),
+            bend(cos, sin, cos, sin),
+            bend(-sin, cos, -sin, cos),
+            bend(-sin, cos, cos, sin),
+        ]
+    )
     turn = np.degrees(major**2 * minor**2 / (major**2 - minor**2))
-    jacobian[:, 4, 2:] = turn[:, np.newaxis] * change(-sin, cos, cos, sin)
-    growth = jacobian[:, 2] / major[:, np.newaxis] + jacobian[:, 3] / minor[:, None]
-    return jacobian, growth
+    jacobian *= np.stack([scale_x, scale_y, major**3 / 2, minor**3 / 2, turn])[:, None]
+    peak = np.stack([tx, ty, tx * tx, tx * ty, ty * ty])
+    growth = jacobian[2] / major + jacobian[3] / minor + peak
+    return np.moveaxis(jacobian, -1, 0), growth.T
 
 
 def _flags(result, parts):

@@ -110,11 +110,12 @@ class ActNorm(Bijector):
     Examples
     --------
     >>> import numpy as np
+    >>> from keras import ops
     >>> from astrovae.layers import ActNorm
     >>> layer = ActNorm(latent_dim=2)
     >>> layer.adapt(np.array([[1.0, 5.0], [3.0, 9.0]]))
     >>> y, log_det = layer(np.array([[3.0, 9.0]]))
-    >>> np.asarray(y)
+    >>> ops.convert_to_numpy(y)
     array([[1., 1.]], dtype=float32)
     """
 
@@ -205,11 +206,12 @@ class MADE(Bijector):
     Examples
     --------
     >>> import numpy as np
+    >>> from keras import ops
     >>> from astrovae.layers import MADE
     >>> layer = MADE(latent_dim=3, condition_dim=2)
     >>> x, conditions = np.ones((4, 3)), np.ones((4, 2))
     >>> y, log_det = layer(x, conditions)
-    >>> bool((np.asarray(y) == x).all())
+    >>> bool((ops.convert_to_numpy(y) == x).all())
     True
     """
 

@@ -154,7 +154,7 @@ def test_free_bits_of_priors_that_do_not_factorise(stack):
 def test_free_bits_lift_the_pressure(stack):
     """Below the threshold, a training is one without KL divergence."""
     weights = []
-    for beta, callbacks in ((300.0, [FreeBits(1e3)]), (0.0, [])):
+    for beta, callbacks in ((300.0, [FreeBits(1e5)]), (0.0, [])):
         vae = make_vae(stack, beta=beta)
         # Adam would turn rounding into steps where gradients are near zero
         vae.compile(keras.optimizers.SGD(1e-5))
