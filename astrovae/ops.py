@@ -36,7 +36,7 @@ __all__ = [
 LOG_2PI = math.log(2.0 * math.pi)
 
 
-def gaussian_log_prob(x, mean, log_var):
+def gaussian_log_prob(x, mean, log_var, variance=None):
     """
     Logarithm of the normal density, element by element.
 
@@ -44,6 +44,8 @@ def gaussian_log_prob(x, mean, log_var):
     ----------
     x, mean, log_var : tensor
         Values, means and logarithms of the variances; broadcast.
+    variance : tensor, optional
+        The variances, if they are known, too: it saves an exponential.
 
     Returns
     -------
@@ -56,9 +58,9 @@ def gaussian_log_prob(x, mean, log_var):
     >>> round(float(ops.gaussian_log_prob(0.0, 0.0, 0.0)), 4)
     -0.9189
     """
-    return -0.5 * (
-        LOG_2PI + log_var + ops.square(ops.subtract(x, mean)) * ops.exp(-log_var)
-    )
+    squares = ops.square(ops.subtract(x, mean))
+    scaled = squares * ops.exp(-log_var) if variance is None else squares / variance
+    return -0.5 * (LOG_2PI + log_var + scaled)
 
 
 def gaussian_entropy(log_var):
@@ -104,26 +106,30 @@ def gaussian_kl(mean, log_var, prior_mean=0.0, prior_log_var=0.0):
     return 0.5 * (ops.exp(difference) + scaled - 1.0 - difference)
 
 
-def reparameterize(mean, log_var, noise):
+def reparameterize(mean, log_var, noise, scale_tril=None):
     """
     Draw from a normal distribution such that gradients flow.
 
     Parameters
     ----------
-    mean, log_var : tensor
+    mean, log_var : tensor, shape (n, dim)
         Means and logarithms of the variances.
-    noise : tensor
+    noise : tensor, shape (n, dim) or (dim,)
         Standard normal deviates.
+    scale_tril : tensor, shape (n, dim, dim), optional
+        Cholesky factors of full covariances, instead of ``log_var``.
 
     Returns
     -------
-    tensor
-        ``mean + exp(log_var / 2) * noise``.
+    tensor, shape (n, dim)
+        ``mean + exp(log_var / 2) * noise``, or ``mean + scale_tril @ noise``.
 
     References
     ----------
     Kingma & Welling 2014, ICLR (arXiv:1312.6114), eq. 10.
     """
+    if scale_tril is not None:
+        return mean + ops.sum(scale_tril * noise[..., None, :], axis=-1)
     return mean + ops.exp(0.5 * log_var) * noise
 
 

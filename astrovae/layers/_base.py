@@ -111,10 +111,7 @@ class Prior(DensityLayer, SeededLayer):
             noise = keras.random.normal(
                 ops.shape(mean), dtype=mean.dtype, seed=self.seed_generator
             )
-            if scale_tril is None:
-                z = reparameterize(mean, log_var, noise)
-            else:
-                z = mean + ops.einsum("nij,nj->ni", scale_tril, noise)
+            z = reparameterize(mean, log_var, noise, scale_tril)
         if scale_tril is None:
             log_q = ops.sum(gaussian_log_prob(z, mean, log_var), axis=-1)
         else:

@@ -50,10 +50,10 @@ class SeededLayer(keras.layers.Layer):
 @keras.saving.register_keras_serializable("astrovae")
 class GaussianSampling(SeededLayer):
     """
-    Draw latents from a diagonal normal posterior.
+    Draw latents from a normal posterior.
 
-    The reparameterisation trick: gradients reach ``mean`` and ``log_var``.
-    The state of the random numbers is saved with the weights.
+    The reparameterisation trick: gradients reach all parameters. The state of
+    the random numbers is saved with the weights.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ class GaussianSampling(SeededLayer):
     Notes
     -----
     Input shape: a pair ``(mean, log_var)`` of tensors of shape
-    ``(n, latent_dim)``. Output shape: ``(n, latent_dim)``.
+    ``(n, latent_dim)``; or ``(mean, scale_tril)``, the second of shape
+    ``(n, latent_dim, latent_dim)``: Cholesky factors of full covariances.
+    Output shape: ``(n, latent_dim)``.
 
     References
     ----------
@@ -82,11 +84,13 @@ class GaussianSampling(SeededLayer):
     """
 
     def call(self, inputs):
-        mean, log_var = inputs
+        mean, scale = inputs
         noise = keras.random.normal(
             ops.shape(mean), dtype=mean.dtype, seed=self.seed_generator
         )
-        return reparameterize(mean, log_var, noise)
+        if len(scale.shape) == 3:
+            return reparameterize(mean, None, noise, scale)
+        return reparameterize(mean, scale, noise)
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]

@@ -21,6 +21,15 @@ from astrovae._validation import (
 
 __all__ = ["GalaxyModel"]
 
+_NEEDS = {
+    "error": "the error of each pixel, and these images have none. Give error=... "
+    "to make_cutouts or CutoutStack.",
+    "pose": "the pose of each galaxy, and these images have none. Use "
+    "measure_pose(stack).",
+    "psf": "the PSF of the images, and these have none. Give psf=... to "
+    "make_cutouts or CutoutStack.",
+}
+
 
 class GalaxyModel(keras.Model):
     """
@@ -138,8 +147,7 @@ class GalaxyModel(keras.Model):
         if augment == "flips" and self.image_shape[0] != self.image_shape[1]:
             msg = f"augment='flips' needs square cutouts, got {self.image_shape}."
             raise ValueError(msg)
-        if not self.adapted:
-            self.adapt(source)
+        self._prepare_training(source)
         if len(source) == 0:
             msg = "there are no galaxies: there is nothing to train on."
             raise ValueError(msg)
@@ -189,18 +197,25 @@ class GalaxyModel(keras.Model):
                 f"(ny, nx, n_bands), got {shape}."
             )
             raise ValueError(msg)
-        if getattr(self, "pose", False) and "pose" not in empty:
-            msg = (
-                "this model turns galaxies to a common pose, and these images have "
-                "none. Use measure_pose(stack)."
-            )
+        for name in sorted(self.needs - set(empty)):
+            msg = f"this model needs {_NEEDS[name]}"
             raise ValueError(msg)
         check_preprocessing(self.preprocessing, getattr(source, "preprocessing", None))
         return source
 
+    @property
+    def needs(self):
+        """Planes that images must bring, beside their pixels."""
+        return set()
+
     def _training_source(self, inputs):
         """Check images at the door of training."""
         return self._source(inputs)
+
+    def _prepare_training(self, source):
+        """Measure what must be known before the first step."""
+        if not self.adapted:
+            self.adapt(source)
 
     def _map(self, name, function, source, **kwargs):
         """Run a function of a batch over a source, compiled once."""

@@ -10,6 +10,7 @@ from keras import ops
 from astrovae._batches import as_source
 from astrovae._progress import progress_bar
 from astrovae._validation import check_positive_int
+from astrovae.models._inference import ACTIVE_VARIANCE
 from astrovae.ops import gaussian_kl
 
 __all__ = [
@@ -18,9 +19,6 @@ __all__ = [
     "TrainingProgress",
 ]
 
-# Burda et al. 2016, ICLR (arXiv:1509.00519): a latent whose posterior mean
-# varies less from galaxy to galaxy is not used.
-_ACTIVE_VARIANCE = 0.01
 # A component with a smaller share of the galaxies is as good as empty.
 _OCCUPIED_SHARE = 0.02
 
@@ -261,7 +259,7 @@ class CollapseMonitor(keras.callbacks.Callback):
             batch_size=self.batch_size,
         )
         terms = {name: array[terms["measured"]] for name, array in terms.items()}
-        active = terms["mean"].var(axis=0, dtype=float) > _ACTIVE_VARIANCE
+        active = terms["mean"].var(axis=0, dtype=float) > ACTIVE_VARIANCE
         measures = {"active_units": float(active.sum())}
         measures |= _numbered("kl_latent", terms["kl"])
         if "at_floor" in terms:

@@ -82,7 +82,9 @@ class Likelihood:
         tensor, shape (n, ny, nx, n_bands)
             That of the distribution and the known noise together.
         """
-        variance = ops.exp(params["log_var"])
+        variance = params.get("variance")
+        if variance is None:
+            variance = ops.exp(params["log_var"])
         return variance if error is None else ops.add(variance, ops.square(error))
 
     def standardize(self, image, params, error=None):
@@ -106,7 +108,7 @@ class Likelihood:
         sigma = ops.sqrt(self.variance(params, error))
         return ops.subtract(image, params["mean"]) / sigma
 
-    def objective_map(self, image, params, valid, error=None):
+    def objective_map(self, image, params, valid, error=None, terms=None):
         """
         Give what training maximises.
 
@@ -114,13 +116,17 @@ class Likelihood:
         ----------
         image, params, valid, error : tensor
             As for ``log_prob_map``.
+        terms : tensor, optional
+            What ``log_prob_map`` gives, if it is known.
 
         Returns
         -------
         tensor, shape (n, ny, nx, n_bands)
             The log-likelihood, unless a subclass chooses otherwise.
         """
-        return self.log_prob_map(image, params, error, valid)
+        if terms is None:
+            terms = self.log_prob_map(image, params, error, valid)
+        return terms
 
     def log_prob(self, image, params, mask=None, error=None):
         """
@@ -258,21 +264,22 @@ class GaussianLikelihood(Likelihood):
         Returns
         -------
         params : dict of tensor
-            ``mean`` and ``log_var``, each ``(n, ny, nx, n_bands)``, in units
-            of the scale. ``log_var`` holds the learned variance and the floor,
-            not the known noise.
+            ``mean``, ``variance`` and ``log_var``, its logarithm, each
+            ``(n, ny, nx, n_bands)``, in units of the scale. The variance is what
+            is learned and the floor, not the known noise.
         """
         maps = ops.cast(maps, "float32")
         floor = self.floor(scale)
         if not self.learn_variance:
-            log_var = ops.broadcast_to(ops.log(floor), ops.shape(maps))
-            return {"mean": maps, "log_var": log_var}
+            variance = ops.broadcast_to(floor, ops.shape(maps))
+            return {"mean": maps, "variance": variance, "log_var": ops.log(variance)}
         mean, raw = ops.split(maps, 2, axis=-1)
         if self.transform == "softplus":
             learned = ops.softplus(raw)
         else:
             learned = ops.exp(ops.clip(raw, -_LOG_VAR_LIMIT, _LOG_VAR_LIMIT))
-        return {"mean": mean, "log_var": ops.log(learned + floor)}
+        variance = learned + floor
+        return {"mean": mean, "variance": variance, "log_var": ops.log(variance)}
 
     def log_prob_map(self, image, params, error=None, valid=None):
         """
@@ -300,10 +307,11 @@ class GaussianLikelihood(Likelihood):
             If the variance is neither learned nor given.
         """
         self._check_noise(error)
-        log_var = ops.log(self.variance(params, error))
-        return gaussian_log_prob(image, params["mean"], log_var)
+        variance = self.variance(params, error)
+        log_var = params["log_var"] if error is None else ops.log(variance)
+        return gaussian_log_prob(image, params["mean"], log_var, variance)
 
-    def objective_map(self, image, params, valid, error=None):
+    def objective_map(self, image, params, valid, error=None, terms=None):
         """
         Give what training maximises in place of the log-likelihood.
 
@@ -320,13 +328,15 @@ class GaussianLikelihood(Likelihood):
             1 for the pixels that count.
         error : tensor, optional
             1-sigma errors.
+        terms : tensor, optional
+            What `log_prob_map` gives, if it is known.
 
         Returns
         -------
         tensor, shape (n, ny, nx, n_bands)
             Terms whose sum over valid pixels is maximised.
         """
-        terms = self.log_prob_map(image, params, error, valid)
+        terms = super().objective_map(image, params, valid, error, terms)
         if self.beta_nll == 0.0:
             return terms
         variance = self.variance(params, error)

@@ -4,12 +4,17 @@
 import keras
 import numpy as np
 from keras import ops
-from scipy.stats import qmc
 
-from astrovae._batches import Arrays, as_source
-from astrovae._validation import check_option, check_positive_int
-from astrovae.layers import GaussianPrior, GaussianSampling, PoseTransform
-from astrovae.models._base import GalaxyModel
+from astrovae._batches import as_source
+from astrovae._validation import check_option, check_positive_int, check_shape
+from astrovae.layers import (
+    GaussianPrior,
+    GaussianSampling,
+    PoseTransform,
+    PSFConvolution,
+)
+from astrovae.models._inference import LatentModel
+from astrovae.models._posteriors import POSTERIORS, choose
 from astrovae.models.correlated_noise import UnmaskedSource
 from astrovae.models.likelihoods import GaussianLikelihood
 from astrovae.models.networks import DenseDecoder, DenseEncoder
@@ -17,12 +22,13 @@ from astrovae.ops import weighted_sum
 
 __all__ = ["VAE"]
 
-# posterior sigmas between 5e-5 and 150: wider than any use, and exp is safe
-_LOG_VAR_RANGE = (-20.0, 10.0)
+_SIDE_INPUTS = ("mask", "error", "psf", "bands")
+# errors far from the usual noise are as good as none, or as certain ones
+_LOG_ERROR_LIMIT = 5.0
 
 
 @keras.saving.register_keras_serializable("astrovae")
-class VAE(GalaxyModel):
+class VAE(LatentModel):
     """
     A generative model of galaxy images with a few latent variables.
 
@@ -48,8 +54,9 @@ class VAE(GalaxyModel):
         Prior of the latents, by default standard normal.
     likelihood : `GaussianLikelihood`, optional
         Scatter of the pixels, by default with learned variance.
-    posterior : {"diagonal", "delta"}, optional
-        The family of posteriors; "delta" makes an autoencoder.
+    posterior : {"diagonal", "full", "delta"}, optional
+        The family of posteriors: normal with independent latents, normal with
+        any covariance, or points, which make an autoencoder.
     stretch : {"linear", "asinh"}, optional
         How the encoder sees the pixels: in units of the image scale, or as
         ``asinh(pixel / noise)``. The likelihood is always that of the pixels
@@ -59,6 +66,18 @@ class VAE(GalaxyModel):
         given by the pose of the stack (`~astrovae.images.measure_pose`). What
         is painted is carried to the observed frame before it is compared with
         the pixels, which are never resampled.
+    psf : bool, optional
+        Whether what is painted is the galaxy before the PSF of its image,
+        which the stack must bring.
+    canvas_shape : tuple of int, optional
+        Shape ``(ny, nx)`` of what is painted, by default that of the images.
+        With a pose, corners of the observed frame survive on a canvas that is
+        ``sqrt(2)`` times larger; with a PSF, light from beyond the edges of the
+        image needs a margin. It must be larger by an even number of pixels.
+    side_inputs : sequence of {"mask", "error", "psf", "bands"}, optional
+        What the encoder sees beside the pixels, as further planes: which pixels
+        are valid; their errors, in logarithms; the PSF; and which bands the
+        galaxy has at all.
     beta : float, optional
         Weight of the KL divergence in training; the reported ELBO has 1.
     scale, noise : sequence of float, optional
@@ -104,6 +123,9 @@ class VAE(GalaxyModel):
         posterior="diagonal",
         stretch="linear",
         pose=False,
+        psf=False,
+        canvas_shape=None,
+        side_inputs=(),
         beta=1.0,
         scale=None,
         noise=None,
@@ -115,20 +137,27 @@ class VAE(GalaxyModel):
         self.latent_dim = check_positive_int(
             "latent_dim", latent_dim, hint="Use 8 for the model of Regier et al. 2015."
         )
-        self.posterior = check_option("posterior", posterior, ("diagonal", "delta"))
+        self.posterior = check_option("posterior", posterior, POSTERIORS)
+        self.family = POSTERIORS[posterior]
         self.stretch = check_option("stretch", stretch, ("linear", "asinh"))
-        self.pose = bool(pose)
-        canvas = self.image_shape[:2]
-        self.to_aligned = PoseTransform(canvas, "aligned")
-        self.to_observed = PoseTransform(canvas, "observed")
+        self.pose, self.psf = bool(pose), bool(psf)
+        self.side_inputs = tuple(
+            check_option("side_inputs", name, _SIDE_INPUTS) for name in side_inputs
+        )
+        self.canvas_shape = self._check_canvas(canvas_shape)
+        # behind a PSF there is light from beyond the edges of the stamp
+        frame = self.canvas_shape if self.psf else self.image_shape[:2]
+        self.to_aligned = PoseTransform(self.canvas_shape, "aligned")
+        self.to_observed = PoseTransform(frame, "observed")
+        self.blur = PSFConvolution()
         n_bands = self.image_shape[2]
         self.likelihood = likelihood or GaussianLikelihood()
         self.prior = prior or GaussianPrior(self.latent_dim)
-        maps_shape = (*self.image_shape[:2], self.likelihood.num_parameters * n_bands)
+        maps_shape = (*self.canvas_shape, self.likelihood.num_parameters * n_bands)
         self.encoder = encoder or DenseEncoder()
         self.decoder = decoder or DenseDecoder(maps_shape)
         self.posterior_layer = keras.layers.Dense(
-            self.latent_dim * (2 if posterior == "diagonal" else 1), dtype="float32"
+            self.family.num_parameters(self.latent_dim), dtype="float32"
         )
         self.sampling = GaussianSampling(seed=seed, dtype="float32")
         self.adapted = scale is not None and noise is not None
@@ -138,6 +167,8 @@ class VAE(GalaxyModel):
         # training devices, which callbacks set
         self._free_bits = self._constant("free_bits", 0.0, ())
         self._extra_sigma = self._constant("extra_sigma", 0.0, ())
+        # `fit` counts them: penalties of the prior are shared between galaxies
+        self._num_galaxies = self._constant("num_galaxies", np.inf, ())
         self._plain.noisier = False
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in ("log_like", "kl", "mse")
@@ -155,9 +186,31 @@ class VAE(GalaxyModel):
             dtype="float32",
         )
 
+    def _check_canvas(self, canvas_shape):
+        """Give the shape of what is painted."""
+        stamp = self.image_shape[:2]
+        if canvas_shape is None:
+            return stamp
+        canvas = check_shape("canvas_shape", canvas_shape)
+        if not self.pose and not self.psf and canvas != stamp:
+            msg = (
+                "canvas_shape is for models with pose=True or psf=True; others paint "
+                f"images of {stamp} pixels, got canvas_shape={canvas_shape!r}."
+            )
+            raise ValueError(msg)
+        if any((big - small) % 2 or big < small for big, small in zip(canvas, stamp)):
+            msg = (
+                "canvas_shape must be that of the images or larger by an even number "
+                f"of pixels, got {canvas} for images of {stamp}."
+            )
+            raise ValueError(msg)
+        return canvas
+
     def _build_networks(self, maps_shape):
         """Create all weights, so that a model can load them at once."""
-        images = (None, *self.image_shape)
+        canvas = self.canvas_shape if self.pose else self.image_shape[:2]
+        planes = self.image_shape[2] * (1 + len(self.side_inputs))
+        images = (None, *canvas, planes)
         latents = (None, self.latent_dim)
         for layer, shape in ((self.encoder, images), (self.decoder, latents)):
             if not layer.built:
@@ -166,6 +219,8 @@ class VAE(GalaxyModel):
         self.posterior_layer.build(features)
         if not self.prior.built:
             self.prior.build(latents)
+        if hasattr(self.prior, "bind"):
+            self.prior.bind(self._encode_pseudo_images)
         found = tuple(self.decoder.compute_output_shape(latents))[1:]
         if found != maps_shape:
             msg = (
@@ -217,49 +272,109 @@ class VAE(GalaxyModel):
     # ------------------------------------------------------------------
 
     def _encode_batch(self, batch):
-        """Posterior mean and log-variance, and which galaxies have pixels."""
+        """Posterior of the latents, and which galaxies have pixels."""
+        raw = batch["posterior"] if "posterior" in batch else self._raw(batch)
+        measured = ops.any(_valid(batch) > 0, axis=(1, 2, 3))
+        unknown = self.family.from_moments(*self.prior.moments())
+        unknown = {name: value[None] for name, value in unknown.items()}
+        posterior = choose(measured, self.family.parameters(raw), unknown)
+        return {**posterior, "measured": measured}
+
+    def _raw_batch(self, batch):
+        return {"raw": self._raw(batch)}
+
+    def _raw(self, batch):
+        """What the encoder says of each galaxy: parameters of its posterior."""
+        return self._encode_planes(self._planes(batch))
+
+    def _encode_planes(self, planes):
+        features = self.encoder(ops.cast(planes, self.compute_dtype))
+        return self.posterior_layer(ops.cast(features, "float32"))
+
+    def _encode_pseudo_images(self, images):
+        posterior = self.family.parameters(self._encode_planes(images))
+        return posterior["mean"], posterior["log_var"]
+
+    def _planes(self, batch):
+        """What the encoder sees: pixels, and side information beside them."""
         image, valid = batch["image"], _valid(batch)
         image = ops.where(valid > 0, image, 0.0)
         if self.stretch == "asinh":
-            pixels = ops.arcsinh(image / self._noise)
+            planes = [ops.arcsinh(image / self._noise)]
         else:
-            pixels = image / self._scale
+            planes = [image / self._scale]
+        if "mask" in self.side_inputs:
+            planes.append(valid)
+        if "error" in self.side_inputs:
+            error = ops.where(valid > 0, batch["error"], 1.0)
+            log_error = ops.log(error / self._noise)
+            log_error = ops.clip(log_error, -_LOG_ERROR_LIMIT, _LOG_ERROR_LIMIT)
+            planes.append(ops.where(valid > 0, log_error, 0.0))
+        planes = ops.concatenate(planes, axis=-1) if planes[1:] else planes[0]
         if self.pose:
-            pixels = self.to_aligned((pixels, batch["pose"][:, :4]))
-        features = self.encoder(ops.cast(pixels, self.compute_dtype))
-        output = self.posterior_layer(ops.cast(features, "float32"))
-        if self.posterior == "delta":
-            mean = output
-            log_var = ops.full_like(mean, _LOG_VAR_RANGE[0])
-        else:
-            mean, log_var = ops.split(output, 2, axis=-1)
-            log_var = ops.clip(log_var, *_LOG_VAR_RANGE)
-        measured = ops.any(valid > 0, axis=(1, 2, 3))
-        prior_mean, prior_log_var = self.prior.moments()
-        unmeasured = ops.logical_not(measured)[:, None]
-        mean = ops.where(unmeasured, prior_mean, mean)
-        log_var = ops.where(unmeasured, prior_log_var, log_var)
-        return {"mean": mean, "log_var": log_var, "measured": measured}
+            planes = self.to_aligned((planes, batch["pose"][:, :4]))
+        if "psf" in self.side_inputs:
+            planes = ops.concatenate([planes, self._psf_plane(batch)], axis=-1)
+        if "bands" in self.side_inputs:
+            present = ops.cast(
+                ops.any(valid > 0, axis=(1, 2), keepdims=True), "float32"
+            )
+            shape = (*planes.shape[1:3], present.shape[-1])
+            present = present * ops.ones((1, *shape))
+            planes = ops.concatenate([planes, present], axis=-1)
+        return planes
+
+    def _psf_plane(self, batch):
+        """PSF of each galaxy as an image of peak 1, turned as the galaxy is."""
+        psf, (ny, nx, n_bands) = batch["psf"], self.image_shape
+        peak = ops.max(psf, axis=(1, 2), keepdims=True)
+        psf = _fit_canvas(psf / ops.maximum(peak, 1e-10), (ny, nx))
+        psf = psf * ops.ones((1, 1, 1, n_bands))
+        if not self.pose:
+            return psf
+        # its middle pixel, in stamps of even size, is beside their middle
+        pose = batch["pose"]
+        x, y = 0.5 * (nx % 2 - 1), 0.5 * (ny % 2 - 1)
+        turn = ops.stack(
+            [x + 0.0 * pose[:, 0], y + 0.0 * pose[:, 1], pose[:, 2], pose[:, 3]], axis=1
+        )
+        return self.to_aligned((psf, turn))
 
     def _decode_batch(self, z, batch=None):
         """
         Pixel distribution in units of the image scale.
 
-        In the observed frame of the batch, if galaxies have a pose.
+        As painted, or, if there is a batch, as its galaxies were observed.
         """
         maps = self.decoder(ops.cast(z, self.compute_dtype))
         params = self.likelihood.parameters(maps, self._scale)
-        if batch is None or not self.pose:
+        return params if batch is None else self._observe(params, batch)
+
+    def _observe(self, params, batch):
+        """Carry what was painted to where it was observed, through the PSF."""
+        if not self.pose and not self.psf:
             return params
+        mean = params["mean"]
         floor = self.likelihood.floor(self._scale)
-        learned = ops.relu(ops.exp(params["log_var"]) - floor)
-        maps = ops.concatenate([params["mean"], learned], axis=-1)
-        mean, learned = ops.split(
-            self.to_observed((maps, batch["pose"][:, :4])), 2, axis=-1
-        )
-        # cubic weights may be negative: a variance must not be
-        log_var = ops.log(ops.relu(learned) + floor)
-        return {**params, "mean": mean, "log_var": log_var}
+        learned = ops.relu(self.likelihood.variance(params) - floor)
+        if self.pose:
+            inside = ops.ones_like(mean[..., :1])
+            maps = ops.concatenate([mean, learned, inside], axis=-1)
+            maps = self.to_observed((maps, batch["pose"][:, :4]))
+            mean, learned, inside = ops.split(
+                maps, [mean.shape[-1], 2 * mean.shape[-1]], axis=-1
+            )
+            # nothing is known of what lies beyond the canvas: there is sky
+            beyond = ops.relu(1.0 - inside) * ops.square(self._noise / self._scale)
+            # cubic weights may be negative: a variance must not be
+            learned = ops.relu(learned) + beyond
+        if self.psf:
+            mean = self.blur((mean, batch["psf"]))
+        shape = self.image_shape[:2]
+        mean, learned = _fit_canvas(mean, shape), _fit_canvas(learned, shape)
+        variance = learned + floor
+        log_var = ops.log(variance)
+        return {**params, "mean": mean, "variance": variance, "log_var": log_var}
 
     def _pixels(self, batch):
         """Image and error in units of the image scale; masked ones harmless."""
@@ -276,15 +391,6 @@ class VAE(GalaxyModel):
         terms = self.likelihood.log_prob_map(image, params, error, valid)
         return ops.where(valid > 0, terms - ops.log(self._scale), 0.0)
 
-    def _kl_terms(self, mean, log_var, z):
-        """KL divergence by latent, if the prior is factorised, or as a whole."""
-        if self.posterior == "delta":
-            return ops.zeros_like(mean[:, :1])
-        return self.prior.kl_terms(mean, log_var, z)
-
-    def _kl(self, mean, log_var, z):
-        return ops.sum(self._kl_terms(mean, log_var, z), axis=-1)
-
     def call(self, inputs, training=False):
         """
         Encode, draw one latent and decode: the terms of the ELBO.
@@ -292,41 +398,58 @@ class VAE(GalaxyModel):
         Parameters
         ----------
         inputs : dict of tensor
-            ``image``, and optionally ``mask`` and ``error``.
+            ``image``, and optionally ``mask``, ``error``, ``psf`` and ``pose``.
         training : bool, optional
             Whether training devices apply; a latent is drawn in either case.
 
         Returns
         -------
         terms : dict of tensor
-            Per galaxy: ``mean`` and ``log_var`` ``(n, latent_dim)``;
+            Per galaxy: ``mean`` and ``log_var`` ``(n, latent_dim)``, for full
+            posteriors ``scale_tril`` ``(n, latent_dim, latent_dim)``;
             ``kl_terms`` ``(n, latent_dim)`` or ``(n, 1)``; ``objective``,
             ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``.
         """
         posterior = self._encode_batch(inputs)
-        mean, log_var = posterior["mean"], posterior["log_var"]
-        z = mean if self.posterior == "delta" else self.sampling((mean, log_var))
+        z = mean = posterior["mean"]
+        if self.posterior != "delta":
+            z = self.sampling((mean, posterior.get("scale_tril", posterior["log_var"])))
         params = self._decode_batch(z, inputs)
         valid = _valid(inputs)
         image, error = self._pixels(inputs)
-        scatter = params
+        terms = self.likelihood.log_prob_map(image, params, error, valid)
         if training and self._plain.noisier:
-            extra = 2.0 * ops.log(self._extra_sigma + 1e-10)
-            scatter = {**params, "log_var": ops.logaddexp(params["log_var"], extra)}
-        objective = self.likelihood.objective_map(image, scatter, valid, error)
-        kl_terms = self._kl_terms(mean, log_var, z)
-        residual = inputs["image"] - params["mean"] * self._scale
-        squares = weighted_sum(ops.square(residual), valid)
+            noisier = self._noisier(params)
+            objective = self.likelihood.objective_map(image, noisier, valid, error)
+        else:
+            objective = self.likelihood.objective_map(
+                image, params, valid, error, terms
+            )
+        # the change of unit of each pixel, and squares in the unit of the pixels
+        count = ops.sum(valid, axis=(1, 2))
+        shift = ops.sum(count * ops.log(self._scale), axis=-1)
+        residual = ops.where(valid > 0, ops.subtract(image, params["mean"]), 0.0)
+        squares = ops.sum(ops.square(residual), axis=(1, 2)) * ops.square(self._scale)
+        kl_terms = self.family.kl_terms(self.prior, posterior, z)
         return {
             **posterior,
             "objective": weighted_sum(objective, valid),
-            "log_like": ops.sum(self._log_like_map(inputs, params), axis=(1, 2, 3)),
+            "log_like": weighted_sum(terms, valid) - shift,
             "kl_terms": kl_terms,
             "kl": ops.sum(kl_terms, axis=-1),
-            "mse": squares / ops.maximum(ops.sum(valid, axis=(1, 2, 3)), 1.0),
+            "mse": ops.sum(squares, axis=-1)
+            / ops.maximum(ops.sum(count, axis=-1), 1.0),
         }
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+    def _noisier(self, params):
+        """Pixel distribution with the noise that training adds at first."""
+        extra = ops.square(self._extra_sigma) + 1e-20
+        variance = self.likelihood.variance(params) + extra
+        return {**params, "variance": variance, "log_var": ops.log(variance)}
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
         """Give the mean of ``beta * kl - objective`` over measured galaxies."""
         weight = ops.cast(y_pred["measured"], "float32")
         if sample_weight is not None:
@@ -338,7 +461,8 @@ class VAE(GalaxyModel):
         # the threshold of terms that hold several latents is that of them all
         free = self._free_bits * (self.latent_dim / kl_terms.shape[0])
         kl = ops.sum(ops.where(free > 0.0, ops.maximum(kl_terms, free), kl_terms))
-        return self._beta * kl - ops.sum(weight * y_pred["objective"]) / total
+        loss = self._beta * kl - ops.sum(weight * y_pred["objective"]) / total
+        return loss + self.prior.penalty(self._num_galaxies) if training else loss
 
     # ------------------------------------------------------------------
     # training
@@ -348,9 +472,24 @@ class VAE(GalaxyModel):
         source = super()._training_source(inputs)
         return source if self.likelihood.allows_masks else UnmaskedSource(source)
 
+    def _prepare_training(self, source):
+        super()._prepare_training(source)
+        self._num_galaxies.assign(len(source))
+
+    @property
+    def needs(self):
+        """Planes that images must bring, beside their pixels."""
+        names = {"psf": self.psf, "pose": self.pose}
+        sides = [name for name in ("error", "psf") if name in self.side_inputs]
+        return {name for name, needed in names.items() if needed} | set(sides)
+
     def adapt(self, inputs, max_galaxies=4096):
         """
         Measure image scale and noise level on training images.
+
+        `fit` does so the first time. Call it to train a model that was trained
+        on one survey on another one: it then takes the preparation of these
+        images for its own.
 
         Parameters
         ----------
@@ -390,243 +529,7 @@ class VAE(GalaxyModel):
         self._scale.assign(scale)
         self._noise.assign(np.where(noise > 0, noise, 0.1 * scale))
         self.adapted = True
-
-    # ------------------------------------------------------------------
-    # science
-    # ------------------------------------------------------------------
-
-    def encode(self, inputs, *, batch_size=256, show_progress=False):
-        """
-        Give the posterior of the latents.
-
-        Parameters
-        ----------
-        inputs : `~astrovae.images.CutoutStack`, array or dict
-            Galaxies, prepared as those of the training.
-        batch_size : int, optional
-            Galaxies at a time.
-        show_progress : bool, optional
-            Show a progress bar.
-
-        Returns
-        -------
-        mean, log_var : `~numpy.ndarray`, shape (n, latent_dim)
-            Posterior means and logarithms of the posterior variances.
-            Galaxies without a valid pixel have those of the prior.
-
-        Raises
-        ------
-        ValueError
-            If the images have another shape than those of the training.
-        ~astrovae.exceptions.PreprocessingError
-            If they were prepared in another way.
-        """
-        result = self._map(
-            "encode",
-            self._encode_batch,
-            self._source(inputs),
-            batch_size=batch_size,
-            description="Encoding",
-            show_progress=show_progress,
-        )
-        return result["mean"], result["log_var"]
-
-    def decode(self, z, *, batch_size=256):
-        """
-        Paint the galaxies of given latents.
-
-        Parameters
-        ----------
-        z : array_like, shape (n, latent_dim)
-            Latents.
-        batch_size : int, optional
-            Galaxies at a time.
-
-        Returns
-        -------
-        images : dict of `~numpy.ndarray`
-            ``mean`` and ``log_var``, each ``(n, ny, nx, n_bands)``: the
-            galaxies in the unit of the pixels, and the logarithm of the
-            learned variance with its floor (without known noise).
-
-        Raises
-        ------
-        ValueError
-            If ``z`` has another number of columns than the model latents.
-        """
-        z = np.asarray(z, dtype=np.float32)
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            msg = f"z must have the shape (n, {self.latent_dim}), got {z.shape}."
-            raise ValueError(msg)
-
-        def decode(batch):
-            return self._in_pixel_units(self._decode_batch(batch["z"]))
-
-        source = Arrays({"z": z}, clean=False)
-        return self._map("decode", decode, source, batch_size=batch_size)
-
-    def _in_pixel_units(self, params):
-        return {
-            "mean": params["mean"] * self._scale,
-            "log_var": params["log_var"] + 2.0 * ops.log(self._scale),
-        }
-
-    def reconstruct(self, inputs, *, batch_size=256):
-        """
-        Paint each galaxy at its posterior mean, as it was observed.
-
-        Parameters
-        ----------
-        inputs : `~astrovae.images.CutoutStack`, array or dict
-            Galaxies.
-        batch_size : int, optional
-            Galaxies at a time.
-
-        Returns
-        -------
-        images : dict of `~numpy.ndarray`
-            As given by `decode`.
-        """
-
-        def reconstruct(batch):
-            mean = self._encode_batch(batch)["mean"]
-            return self._in_pixel_units(self._decode_batch(mean, batch))
-
-        return self._map(
-            "reconstruct", reconstruct, self._source(inputs), batch_size=batch_size
-        )
-
-    def sample(self, n, *, seed=None):
-        """
-        Paint galaxies from the prior.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        seed : int, optional
-            Seed of the latents.
-
-        Returns
-        -------
-        images : dict of `~numpy.ndarray`
-            As given by `decode`, and ``z``, the latents.
-        """
-        z = ops.convert_to_numpy(self.prior.sample(n, seed=seed))
-        return {**self.decode(z), "z": z}
-
-    def elbo(self, inputs, *, num_samples=16, batch_size=256, show_progress=False):
-        """
-        Give the evidence lower bound of each galaxy.
-
-        Parameters
-        ----------
-        inputs : `~astrovae.images.CutoutStack`, array or dict
-            Galaxies.
-        num_samples : int, optional
-            Latents drawn per galaxy. They are quasi-random and the same for
-            all galaxies and calls, so the result is deterministic.
-        batch_size : int, optional
-            Galaxies at a time.
-        show_progress : bool, optional
-            Show a progress bar.
-
-        Returns
-        -------
-        elbo : `~numpy.ndarray`, shape (n,)
-            In nats, for the pixels in their own unit, with ``beta = 1``. NaN
-            for galaxies without a valid pixel.
-        """
-        terms = self._terms(inputs, num_samples, batch_size, show_progress)
-        return np.where(terms["measured"], terms["elbo"], np.nan)
-
-    def measure(self, inputs, *, num_samples=16, batch_size=256, show_progress=False):
-        """
-        Measure how well the model describes each galaxy.
-
-        Parameters
-        ----------
-        inputs : `~astrovae.images.CutoutStack`, array or dict
-            Galaxies.
-        num_samples : int, optional
-            Latents drawn per galaxy for ELBO and KL, as for `elbo`.
-        batch_size : int, optional
-            Galaxies at a time.
-        show_progress : bool, optional
-            Show a progress bar.
-
-        Returns
-        -------
-        columns : dict of `~numpy.ndarray`
-            ``vae_elbo`` and ``vae_kl`` ``(n,)``; ``vae_mse``, ``vae_chi2`` and
-            ``vae_log_like`` at the posterior mean, ``(n,)`` for one band and
-            ``(n, n_bands)`` for several; NaN for galaxies without a valid
-            pixel. ``vae_chi2`` is the mean over valid pixels.
-        """
-        terms = self._terms(inputs, num_samples, batch_size, show_progress)
-        measured = terms["measured"]
-        columns = {}
-        for name in ("elbo", "kl", "mse", "chi2", "log_like"):
-            values = terms[name].astype(np.float64)
-            if values.ndim == 2 and values.shape[1] == 1:
-                values = values[:, 0]
-            values[~measured] = np.nan
-            columns[f"vae_{name}"] = values
-        return columns
-
-    def _terms(self, inputs, num_samples, batch_size, show_progress):
-        check_positive_int("num_samples", num_samples)
-        if self.posterior == "delta":
-            num_samples = 1
-        # 2^m points, antithetic: the mean of each dimension is exactly zero
-        draws = qmc.MultivariateNormalQMC(np.zeros(self.latent_dim), rng=0)
-        half = draws.random(-(-num_samples // 2))
-        noise = np.concatenate([half, -half])[:num_samples]
-        noise = ops.convert_to_tensor(noise, "float32")
-
-        def terms(batch):
-            posterior = self._encode_batch(batch)
-            mean, log_var = posterior["mean"], posterior["log_var"]
-
-            def add_sample(i, sums):
-                z = mean + ops.exp(0.5 * log_var) * noise[i]
-                likes = self._log_like_map(batch, self._decode_batch(z, batch))
-                kl = self._kl(mean, log_var, z)
-                return sums[0] + ops.sum(likes, axis=(1, 2, 3)), sums[1] + kl
-
-            zero = ops.zeros_like(mean[:, 0])
-            log_like, kl = ops.fori_loop(0, num_samples, add_sample, (zero, zero))
-            return {
-                "measured": posterior["measured"],
-                "kl": kl / num_samples,
-                "elbo": (log_like - kl) / num_samples,
-                **self._residual_terms(batch, self._decode_batch(mean, batch)),
-            }
-
-        return self._map(
-            f"terms_{num_samples}",
-            terms,
-            self._source(inputs),
-            batch_size=batch_size,
-            description="Measuring",
-            show_progress=show_progress,
-        )
-
-    def _residual_terms(self, batch, params):
-        """Give squared error, chi2 and likelihood per galaxy and band."""
-        valid = _valid(batch)
-        count = ops.maximum(ops.sum(valid, axis=(1, 2)), 1.0)
-        residual = batch["image"] / self._scale - params["mean"]
-        squares = ops.where(valid > 0, ops.square(residual), 0.0)
-        error = batch.get("error")
-        if error is not None:
-            error = error / self._scale
-        chi2 = squares / self.likelihood.variance(params, error)
-        return {
-            "mse": ops.sum(squares, axis=(1, 2)) / count * ops.square(self._scale),
-            "chi2": ops.sum(chi2, axis=(1, 2)) / count,
-            "log_like": ops.sum(self._log_like_map(batch, params), axis=(1, 2)),
-        }
+        self._plain.preprocessing = getattr(source, "preprocessing", None)
 
     # ------------------------------------------------------------------
     # saving
@@ -646,6 +549,9 @@ class VAE(GalaxyModel):
             "posterior": self.posterior,
             "stretch": self.stretch,
             "pose": self.pose,
+            "psf": self.psf,
+            "canvas_shape": list(self.canvas_shape),
+            "side_inputs": list(self.side_inputs),
             "beta": self.beta,
             "scale": self.scale.tolist() if self.adapted else None,
             "noise": self.noise.tolist() if self.adapted else None,
@@ -667,3 +573,14 @@ def _valid(batch):
     if batch.get("mask") is None:
         return ops.ones_like(batch["image"])
     return 1.0 - ops.cast(batch["mask"], "float32")
+
+
+def _fit_canvas(maps, shape):
+    """Cut maps to their middle, or frame them with zeros."""
+    extra = [want - have for want, have in zip(shape, maps.shape[1:3])]
+    before = [size // 2 for size in extra]
+    if any(size > 0 for size in extra):
+        pads = [(max(b, 0), max(e - b, 0)) for b, e in zip(before, extra)]
+        maps = ops.pad(maps, [(0, 0), *pads, (0, 0)])
+    y, x = (max(-b, 0) for b in before)
+    return maps[:, y : y + shape[0], x : x + shape[1]]
