@@ -254,8 +254,16 @@ def citation(preset):
 
 def load_preset(preset, **kwargs):
     """Make a `VAE` from a name or a folder; see `VAE.from_preset`."""
-    if Path(preset).is_dir():
-        return _load_folder(Path(preset), **kwargs)
+    path = Path(preset)
+    if path.is_dir():
+        return _load_folder(path, **kwargs)
+    if path.is_file():
+        msg = (
+            f"{path} is a file; a preset is a folder made by save_preset. Models in "
+            ".keras files are loaded by keras.saving.load_model; legacy .h5 models, "
+            "which may hold code, are not read."
+        )
+        raise PresetError(msg)
     return _make(str(preset), **kwargs)
 
 
@@ -283,7 +291,8 @@ def _make(name, *, image_shape=None, **kwargs):
     likelihood = part("likelihood")
     channels = likelihood.num_parameters * image_shape[-1]
     part("encoder")
-    part("decoder", target_shape=(*image_shape[:2], channels))
+    canvas = arguments.get("canvas_shape") or image_shape[:2]
+    part("decoder", target_shape=(*canvas, channels))
     part("prior", latent_dim=arguments["latent_dim"])
     return VAE(image_shape, **arguments)
 

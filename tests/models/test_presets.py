@@ -138,6 +138,22 @@ def test_bad_presets():
         citation("resnet")
 
 
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+def test_files_are_no_presets(tmp_path, name):
+    """Legacy files are refused, unread, and the error says what to do."""
+    (tmp_path / name).write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(PresetError, match="legacy .h5 models"):
+        VAE.from_preset(tmp_path / name)
+
+
+def test_a_preset_paints_on_any_canvas():
+    """The decoder is made for what is painted, not for the images."""
+    vae = VAE.from_preset(
+        "galaxy_small", image_shape=(16, 16, 1), pose=True, canvas_shape=(22, 24)
+    )
+    assert vae.decode(np.zeros((1, 8)))["mean"].shape == (1, 22, 24, 1)
+
+
 def test_arguments_for_a_folder_are_refused(folder):
     """A trained model cannot be given other latents."""
     with pytest.raises(ValueError, match="whose arguments are fixed"):
