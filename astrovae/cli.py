@@ -84,7 +84,11 @@ _OVERWRITE = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists."
 )
 _SEED = click.option(
-    "--seed", default=0, show_default=True, help="Seed of everything random."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
 )
 
 

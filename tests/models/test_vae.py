@@ -219,6 +219,9 @@ def test_bad_inputs(trained, stack):
         trained.decode(np.zeros((2, 4)))
     with pytest.raises(TypeError, match="expected a CutoutStack"):
         trained.encode("galaxies.fits")
+    for dtype in (complex, "U4", object):
+        with pytest.raises(TypeError, match="must be real numbers"):
+            trained.encode(np.zeros((2, 16, 16, 2)).astype(dtype))
     with pytest.raises(ValueError, match="equal length"):
         trained.encode({"image": stack.data, "mask": stack.mask[:3]})
     vae = make_vae(stack)
