@@ -440,6 +440,80 @@ class LatentModel(GalaxyModel):
             columns[f"vae_{name}"] = values
         return columns
 
+    def calibrate(self, inputs, *, batch_size=256, show_progress=False):
+        """
+        Find how much too small or large the learned variances are.
+
+        A model knows the galaxies that it was trained on too well, and is too sure
+        of the pixels of others. From now on it multiplies its variances (the
+        learned part and the floor, not the known noise) by the one factor for
+        which the pixels of these galaxies are likeliest, at the posterior mean.
+
+        Parameters
+        ----------
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies that the model was not trained on, nor is to be tested on.
+        batch_size, show_progress
+            As for `encode`.
+
+        Returns
+        -------
+        factor : float
+            The factor, between 1/16 and 16; also in `variance_factor`, and
+            kept with the weights.
+
+        Raises
+        ------
+        ValueError
+            If no galaxy has a valid pixel.
+
+        References
+        ----------
+        Guo et al. 2017, ICML (arXiv:1706.04599), who so scale the logits of
+        classifiers.
+        """
+        exponents = np.linspace(-4.0, 4.0, 129)
+        factors = ops.convert_to_tensor(2.0**exponents, "float32")
+
+        def likelihoods(batch):
+            posterior = self._encode_batch(batch)
+            params = self._decode_batch(posterior["mean"], batch)
+            variance = self.likelihood.variance(params) / self._variance_factor
+
+            def at_factor(factor):
+                scaled = {
+                    **params,
+                    "variance": variance * factor,
+                    "log_var": ops.log(variance * factor),
+                }
+                return ops.sum(self._log_like_map(batch, scaled), axis=(1, 2, 3))
+
+            log_like = ops.transpose(ops.map(at_factor, factors))
+            return {"log_like": log_like, "measured": posterior["measured"]}
+
+        result = self._map(
+            "calibrate",
+            likelihoods,
+            self._source(inputs),
+            batch_size=batch_size,
+            description="Calibrating",
+            show_progress=show_progress,
+        )
+        log_like = result["log_like"][result["measured"]].sum(axis=0, dtype=float)
+        if not result["measured"].any():
+            msg = "no galaxy has a valid pixel: there is nothing to calibrate on."
+            raise ValueError(msg)
+        # the top of the parabola through the best of them and its neighbours
+        best = int(np.clip(log_like.argmax(), 1, len(factors) - 2))
+        curve = np.polyfit(
+            exponents[best - 1 : best + 2], log_like[best - 1 : best + 2], 2
+        )
+        top = (
+            -0.5 * curve[1] / curve[0] if curve[0] < 0 else exponents[log_like.argmax()]
+        )
+        self._variance_factor.assign(2.0 ** np.clip(top, -4.0, 4.0))
+        return self.variance_factor
+
     def _terms(self, source, num_samples, batch_size, show_progress=False):
         """Terms of the ELBO, and residuals at the posterior mean."""
         check_positive_int("num_samples", num_samples)

@@ -164,6 +164,8 @@ class VAE(LatentModel):
         self._scale = self._constant("scale", scale, (n_bands,))
         self._noise = self._constant("noise", noise, (n_bands,))
         self._beta = self._constant("beta", beta, ())
+        # `calibrate` sets it
+        self._variance_factor = self._constant("variance_factor", 1.0, ())
         # training devices, which callbacks set
         self._free_bits = self._constant("free_bits", 0.0, ())
         self._extra_sigma = self._constant("extra_sigma", 0.0, ())
@@ -258,6 +260,11 @@ class VAE(LatentModel):
         self._extra_sigma.assign(value)
 
     @property
+    def variance_factor(self):
+        """What `calibrate` multiplies learned variances by, 1 before."""
+        return float(ops.convert_to_numpy(self._variance_factor))
+
+    @property
     def scale(self):
         """Image scale of each band, in the unit of the pixels."""
         return ops.convert_to_numpy(self._scale)
@@ -348,6 +355,11 @@ class VAE(LatentModel):
         """
         maps = self.decoder(ops.cast(z, self.compute_dtype))
         params = self.likelihood.parameters(maps, self._scale)
+        params = {
+            **params,
+            "variance": self.likelihood.variance(params) * self._variance_factor,
+            "log_var": params["log_var"] + ops.log(self._variance_factor),
+        }
         return params if batch is None else self._observe(params, batch)
 
     def _observe(self, params, batch):

@@ -216,3 +216,26 @@ def test_full_posterior_trains(stack):
     mean, log_var = vae.encode(stack)
     assert_allclose(mean[3], 0)
     assert_allclose(log_var[3], 0)
+
+
+def test_calibrate_finds_the_true_variance(rng):
+    """With the noise known, the best factor is the mean of chi2."""
+    model = LinearModel("delta", latent_dim=1)
+    vae = model.vae
+    vae.likelihood.learn_variance = False
+    inputs = {"image": model.inputs["image"], "mask": np.zeros((6, *SHAPE), bool)}
+    inputs["mask"][2] = True
+    inputs["mask"][4, :2] = True
+    vae.likelihood.sigma_floor = 0.9
+    with pytest.raises(ValueError, match="nothing to calibrate on"):
+        vae.calibrate({name: array[2:3] for name, array in inputs.items()})
+    count = (~inputs["mask"]).sum(axis=(1, 2, 3))
+    before = vae.measure(inputs)
+    chi2 = np.average(before["vae_chi2"][count > 0], weights=count[count > 0])
+    factor = vae.calibrate(inputs)
+    assert_allclose(factor, chi2, rtol=1e-3)
+    assert vae.variance_factor == factor
+    after = vae.measure(inputs)
+    assert_allclose(after["vae_chi2"], before["vae_chi2"] / factor, rtol=1e-4)
+    # doing it again changes nothing
+    assert_allclose(vae.calibrate(inputs), factor, rtol=1e-4)

@@ -142,7 +142,7 @@ def test_bad_presets():
 def test_files_are_no_presets(tmp_path, name):
     """Legacy files are refused, unread, and the error says what to do."""
     (tmp_path / name).write_bytes(b"\x89HDF\r\n")
-    with pytest.raises(PresetError, match="legacy .h5 models"):
+    with pytest.raises(PresetError, match=r"legacy \.h5 models"):
         VAE.from_preset(tmp_path / name)
 
 
