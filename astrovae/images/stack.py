@@ -13,6 +13,7 @@ import numpy as np
 from astrovae._files import atomic_file
 from astrovae._validation import check_preprocessing, clean_batch
 from astrovae.flags import Flag
+from astrovae.images._file_plane import FilePlane
 from astrovae.images.pose import as_pose, pose_columns, pose_parameters
 
 __all__ = ["CutoutStack"]
@@ -242,7 +243,7 @@ class CutoutStack:
             names.append("psf")
         for name in names:
             value = getattr(self, name)
-            if isinstance(value, _FilePlane):
+            if isinstance(value, FilePlane):
                 value = value.select(rows)
             elif value is not None:
                 value = value[rows]
@@ -425,7 +426,7 @@ class CutoutStack:
             for name in (*_PLANES, "psf"):
                 plane = None
                 if name in file:
-                    plane = _FilePlane(path, name, file[name].shape, file[name].dtype)
+                    plane = FilePlane(path, name, file[name].shape, file[name].dtype)
                 setattr(stack, name, plane)
             for name in (*_COLUMNS, "labels"):
                 value = file.get(name)
@@ -447,60 +448,6 @@ class CutoutStack:
         stack.meta = record["meta"]
         stack._path = path
         return stack
-
-
-def _file_version(path):
-    """What changes when a file is replaced."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-class _FilePlane:
-    """Rows of an array in an HDF5 file, read where they are indexed."""
-
-    def __init__(self, path, name, shape, dtype, rows=None, version=None):
-        self.path, self.name = path, name
-        self.version = version or _file_version(path)
-        self.rows = np.arange(shape[0]) if rows is None else rows
-        self.shape, self.dtype = (len(self.rows), *shape[1:]), dtype
-        self.ndim = len(shape)
-
-    def __len__(self):
-        return self.shape[0]
-
-    def select(self, rows):
-        """Choose rows without reading them."""
-        return _FilePlane(
-            self.path,
-            self.name,
-            self.shape,
-            self.dtype,
-            self.rows[rows],
-            self.version,
-        )
-
-    def __getitem__(self, index):
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        if first is Ellipsis:
-            first, rest = slice(None), [Ellipsis, *rest]
-        rows = self.rows[first]
-        # h5py wants increasing, unique indices
-        unique, inverse = np.unique(rows, return_inverse=True)
-        if _file_version(self.path) != self.version:
-            msg = f"{self.path} was replaced since it was opened: read it again."
-            raise OSError(msg)
-        with h5py.File(self.path, "r") as file:
-            dataset = file[self.name]
-            if len(unique) and unique[-1] - unique[0] + 1 == len(unique):
-                values = dataset[unique[0] : unique[-1] + 1]
-            else:
-                values = dataset[unique]
-        return values[inverse.reshape(np.shape(rows))][
-            (slice(None),) * np.ndim(rows) + tuple(rest)
-        ]
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self[:], dtype=dtype)
 
 
 def _in_unit(plane, unit):
