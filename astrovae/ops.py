@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 __all__ = [
+    "fit_canvas",
     "gaussian_cross_entropy",
     "gaussian_cross_entropy_tril",
     "gaussian_entropy",
@@ -188,6 +189,32 @@ def weighted_sum(terms, valid):
         The sums.
     """
     return ops.sum(ops.where(valid > 0, terms, 0.0), axis=(1, 2, 3))
+
+
+def fit_canvas(maps, shape):
+    """
+    Cut maps to their middle, or frame them with zeros.
+
+    Parameters
+    ----------
+    maps : tensor, shape (n, ny, nx, channels)
+        Maps.
+    shape : tuple of int
+        The shape ``(ny, nx)`` to give them. Where the difference is odd, the
+        smaller margin comes first.
+
+    Returns
+    -------
+    tensor, shape (n, *shape, channels)
+        The maps on their new canvas.
+    """
+    extra = [want - have for want, have in zip(shape, maps.shape[1:3])]
+    before = [size // 2 for size in extra]
+    if any(size > 0 for size in extra):
+        pads = [(max(b, 0), max(e - b, 0)) for b, e in zip(before, extra)]
+        maps = ops.pad(maps, [(0, 0), *pads, (0, 0)])
+    y, x = (max(-b, 0) for b in before)
+    return maps[:, y : y + shape[0], x : x + shape[1]]
 
 
 # ---------------------------------------------------------------------------

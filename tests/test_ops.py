@@ -71,3 +71,16 @@ def test_weighted_sum_ignores_what_is_invalid(rng):
         hidden = np.where(valid > 0, terms, np.float32(value))
         result = convert_to_numpy(ops.weighted_sum(hidden, valid))
         assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_fit_canvas():
+    """Cutting undoes framing; a pixel in the middle stays there."""
+    maps = np.arange(2 * 3 * 5 * 1.0).reshape(2, 3, 5, 1).astype("float32")
+    framed = convert_to_numpy(ops.fit_canvas(maps, (7, 9)))
+    assert framed.shape == (2, 7, 9, 1)
+    assert framed.sum() == maps.sum()
+    assert np.array_equal(framed[:, 2:5, 2:7], maps)
+    assert np.array_equal(convert_to_numpy(ops.fit_canvas(framed, (3, 5))), maps)
+    # the middle pixel of an odd map, on an even canvas and back
+    mixed = convert_to_numpy(ops.fit_canvas(maps, (4, 4)))
+    assert np.array_equal(mixed[:, :3], maps[:, :, 1:])

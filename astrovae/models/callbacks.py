@@ -268,7 +268,8 @@ class CollapseMonitor(keras.callbacks.Callback):
             measures |= _numbered("occupancy", terms["responsibilities"])
             shares = terms["responsibilities"].mean(axis=0, dtype=float)
             measures["occupied"] = float((shares >= _OCCUPIED_SHARE).sum())
-            measures["duplicates"] = float(len(model.prior.duplicates()))
+            if hasattr(model.prior, "duplicates"):
+                measures["duplicates"] = float(len(model.prior.duplicates()))
         return measures
 
 

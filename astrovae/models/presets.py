@@ -290,9 +290,10 @@ def _make(name, *, image_shape=None, **kwargs):
 
     likelihood = part("likelihood")
     channels = likelihood.num_parameters * image_shape[-1]
-    part("encoder")
+    policy = {"dtype": arguments.get("dtype")}
+    part("encoder", **policy)
     canvas = arguments.get("canvas_shape") or image_shape[:2]
-    part("decoder", target_shape=(*canvas, channels))
+    part("decoder", target_shape=(*canvas, channels), **policy)
     part("prior", latent_dim=arguments["latent_dim"])
     return VAE(image_shape, **arguments)
 

@@ -18,7 +18,7 @@ from astrovae.models._posteriors import POSTERIORS, choose
 from astrovae.models.correlated_noise import UnmaskedSource
 from astrovae.models.likelihoods import GaussianLikelihood
 from astrovae.models.networks import DenseDecoder, DenseEncoder
-from astrovae.ops import weighted_sum
+from astrovae.ops import fit_canvas, weighted_sum
 
 __all__ = ["VAE"]
 
@@ -154,8 +154,9 @@ class VAE(LatentModel):
         self.likelihood = likelihood or GaussianLikelihood()
         self.prior = prior or GaussianPrior(self.latent_dim)
         maps_shape = (*self.canvas_shape, self.likelihood.num_parameters * n_bands)
-        self.encoder = encoder or DenseEncoder()
-        self.decoder = decoder or DenseDecoder(maps_shape)
+        policy = self.dtype_policy
+        self.encoder = encoder or DenseEncoder(dtype=policy)
+        self.decoder = decoder or DenseDecoder(maps_shape, dtype=policy)
         self.posterior_layer = keras.layers.Dense(
             self.family.num_parameters(self.latent_dim), dtype="float32"
         )
@@ -173,7 +174,8 @@ class VAE(LatentModel):
         self._num_galaxies = self._constant("num_galaxies", np.inf, ())
         self._plain.noisier = False
         self.trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("log_like", "kl", "mse")
+            name: keras.metrics.Mean(name=name)
+            for name in ("elbo", "log_like", "kl", "mse")
         }
         self._build_networks(maps_shape)
 
@@ -278,11 +280,19 @@ class VAE(LatentModel):
     # tensors: one batch in, one batch out
     # ------------------------------------------------------------------
 
-    def _encode_batch(self, batch):
-        """Posterior of the latents, and which galaxies have pixels."""
+    def _encode_batch(self, batch, training=False):
+        """
+        Posterior of the latents, and which galaxies have pixels.
+
+        Galaxies without pixels have no weight in training: there, their
+        posterior need not be that of the prior, which may be slow to compute.
+        """
         raw = batch["posterior"] if "posterior" in batch else self._raw(batch)
         measured = ops.any(_valid(batch) > 0, axis=(1, 2, 3))
-        unknown = self.family.from_moments(*self.prior.moments())
+        moments = [ops.zeros((self.latent_dim,))] * 2
+        if not training:
+            moments = [ops.stop_gradient(part) for part in self.prior.moments()]
+        unknown = self.family.from_moments(*moments)
         unknown = {name: value[None] for name, value in unknown.items()}
         posterior = choose(measured, self.family.parameters(raw), unknown)
         return {**posterior, "measured": measured}
@@ -335,7 +345,7 @@ class VAE(LatentModel):
         """PSF of each galaxy as an image of peak 1, turned as the galaxy is."""
         psf, (ny, nx, n_bands) = batch["psf"], self.image_shape
         peak = ops.max(psf, axis=(1, 2), keepdims=True)
-        psf = _fit_canvas(psf / ops.maximum(peak, 1e-10), (ny, nx))
+        psf = fit_canvas(psf / ops.maximum(peak, 1e-10), (ny, nx))
         psf = psf * ops.ones((1, 1, 1, n_bands))
         if not self.pose:
             return psf
@@ -383,7 +393,7 @@ class VAE(LatentModel):
         if self.psf:
             mean = self.blur((mean, batch["psf"]))
         shape = self.image_shape[:2]
-        mean, learned = _fit_canvas(mean, shape), _fit_canvas(learned, shape)
+        mean, learned = fit_canvas(mean, shape), fit_canvas(learned, shape)
         variance = learned + floor
         log_var = ops.log(variance)
         return {**params, "mean": mean, "variance": variance, "log_var": log_var}
@@ -420,9 +430,9 @@ class VAE(LatentModel):
             Per galaxy: ``mean`` and ``log_var`` ``(n, latent_dim)``, for full
             posteriors ``scale_tril`` ``(n, latent_dim, latent_dim)``;
             ``kl_terms`` ``(n, latent_dim)`` or ``(n, 1)``; ``objective``,
-            ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``.
+            ``elbo``, ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``.
         """
-        posterior = self._encode_batch(inputs)
+        posterior = self._encode_batch(inputs, training)
         z = mean = posterior["mean"]
         if self.posterior != "delta":
             z = self.sampling((mean, posterior.get("scale_tril", posterior["log_var"])))
@@ -442,13 +452,16 @@ class VAE(LatentModel):
         shift = ops.sum(count * ops.log(self._scale), axis=-1)
         residual = ops.where(valid > 0, ops.subtract(image, params["mean"]), 0.0)
         squares = ops.sum(ops.square(residual), axis=(1, 2)) * ops.square(self._scale)
+        log_like = weighted_sum(terms, valid) - shift
         kl_terms = self.family.kl_terms(self.prior, posterior, z)
+        kl = ops.sum(kl_terms, axis=-1)
         return {
             **posterior,
             "objective": weighted_sum(objective, valid),
-            "log_like": weighted_sum(terms, valid) - shift,
+            "log_like": log_like,
             "kl_terms": kl_terms,
-            "kl": ops.sum(kl_terms, axis=-1),
+            "kl": kl,
+            "elbo": log_like - kl,
             "mse": ops.sum(squares, axis=-1)
             / ops.maximum(ops.sum(count, axis=-1), 1.0),
         }
@@ -585,14 +598,3 @@ def _valid(batch):
     if batch.get("mask") is None:
         return ops.ones_like(batch["image"])
     return 1.0 - ops.cast(batch["mask"], "float32")
-
-
-def _fit_canvas(maps, shape):
-    """Cut maps to their middle, or frame them with zeros."""
-    extra = [want - have for want, have in zip(shape, maps.shape[1:3])]
-    before = [size // 2 for size in extra]
-    if any(size > 0 for size in extra):
-        pads = [(max(b, 0), max(e - b, 0)) for b, e in zip(before, extra)]
-        maps = ops.pad(maps, [(0, 0), *pads, (0, 0)])
-    y, x = (max(-b, 0) for b in before)
-    return maps[:, y : y + shape[0], x : x + shape[1]]

@@ -9,7 +9,12 @@ from scipy.signal import fftconvolve
 
 from astrovae.datasets import make_galaxies
 from astrovae.exceptions import PreprocessingError
-from astrovae.layers import MixturePrior, VampPrior
+from astrovae.layers import (
+    FlowPrior,
+    MaskedAutoregressiveFlow,
+    MixturePrior,
+    VampPrior,
+)
 from astrovae.models import VAE, DenseEncoder
 
 
@@ -218,6 +223,22 @@ def test_vamp_prior_uses_the_encoder_of_the_model(stack):
     assert_allclose(copy.prior.components()["means"], expected, atol=1e-6)
 
 
+def test_flow_prior_trains_with_the_model(stack):
+    """Its weights move; a galaxy without pixels has the moments of the flow."""
+    flow = MaskedAutoregressiveFlow(latent_dim=2, num_blocks=2, hidden_units=(8, 8))
+    prior = FlowPrior(flow, seed=1)
+    vae = make_vae(stack, prior=prior)
+    vae.compile(keras.optimizers.Adam(1e-2))
+    before = [np.array(weight) for weight in prior.trainable_weights]
+    vae.fit(stack, batch_size=20, epochs=3, verbose=0)
+    for old, weight in zip(before, prior.trainable_weights, strict=True):
+        assert not np.array_equal(old, np.array(weight)), weight.path
+    mean, log_var = vae.encode(stack)
+    expected = [ops.convert_to_numpy(part) for part in prior.moments()]
+    assert_allclose(mean[3], expected[0], atol=1e-5)
+    assert_allclose(log_var[3], expected[1], atol=1e-5)
+
+
 def test_penalty_of_the_prior_counts_in_training_alone(stack):
     """The Dirichlet prior on mixture weights, divided by the galaxies."""
     losses = {}
@@ -244,12 +265,7 @@ def test_mixed_precision(options):
     results = {}
     for policy in ("float32", "mixed_bfloat16"):
         keras.utils.set_random_seed(1)
-        previous = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(policy)
-        try:
-            vae = VAE((16, 16, 1), 2, seed=1, **options)
-        finally:
-            keras.config.set_dtype_policy(previous)
+        vae = VAE((16, 16, 1), 2, seed=1, dtype=policy, **options)
         vae.compile(keras.optimizers.Adam(1e-3))
         history = vae.fit(inputs, batch_size=20, epochs=4, verbose=0).history
         assert history["loss"][-1] < history["loss"][0]

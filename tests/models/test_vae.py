@@ -37,7 +37,9 @@ def test_fit_lowers_the_loss_and_moves_every_weight(stack):
     trainable = [w.path for w in vae.trainable_weights]
     history = vae.fit(stack, batch_size=16, epochs=10, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
-    assert set(history) == {"loss", "kl", "log_like", "mse"}
+    difference = np.subtract(history["log_like"], history["kl"])
+    assert_allclose(history["elbo"], difference, rtol=1e-5)
+    assert set(history) == {"loss", "elbo", "kl", "log_like", "mse"}
     moved = {
         w.path: not np.array_equal(old, new)
         for w, old, new in zip(vae.weights, before, vae.get_weights(), strict=True)
