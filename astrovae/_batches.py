@@ -1,88 +1,18 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
-"""
-Batches of galaxies for Keras, and compiled functions mapped over them.
-
-A *source* of galaxies is anything with ``len(source)`` and
-``source.batch(indices) -> dict of arrays``: a
-`~astrovae.images.CutoutStack`, or `Arrays` around plain arrays.
-"""
+"""Batches of galaxies for Keras, and compiled functions mapped over them."""
 
 import keras
 import numpy as np
 
 from astrovae._progress import progress_bar
-from astrovae._validation import check_positive_int, clean_batch
+from astrovae._validation import check_positive_int
 
 __all__ = [
-    "Arrays",
     "BatchDataset",
     "EpochCallback",
     "RowFunction",
-    "as_source",
     "random_flips",
 ]
-
-
-class Arrays:
-    """
-    A source of batches over arrays in memory.
-
-    Parameters
-    ----------
-    arrays : dict of array_like
-        Arrays of equal length.
-    clean : bool, optional
-        Whether the arrays are images, to be passed through
-        `~astrovae._validation.clean_batch`.
-    """
-
-    def __init__(self, arrays, *, clean=True):
-        self.arrays = {
-            name: np.asarray(array)
-            for name, array in arrays.items()
-            if array is not None
-        }
-        self.clean = clean
-        lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1:
-            msg = f"arrays must be of equal length, got {lengths}."
-            raise ValueError(msg)
-        self._length = next(iter(lengths.values()))
-
-    def __len__(self):
-        return self._length
-
-    def batch(self, indices):
-        """Read the rows ``indices`` of every array."""
-        batch = {name: array[indices] for name, array in self.arrays.items()}
-        return clean_batch(batch) if self.clean else batch
-
-
-def as_source(inputs):
-    """
-    Make a source of batches from a stack, an array of images or a dict.
-
-    Raises
-    ------
-    TypeError
-        If ``inputs`` is none of these.
-    """
-    if hasattr(inputs, "batch") and hasattr(inputs, "__len__"):
-        return inputs
-    if isinstance(inputs, dict):
-        if "image" not in inputs:
-            msg = f"a dict of inputs must have the key 'image', got {list(inputs)}."
-            raise ValueError(msg)
-        return Arrays(inputs)
-    array = inputs if hasattr(inputs, "dtype") else None
-    if array is None or np.ndim(array) not in (3, 4):
-        msg = (
-            "expected a CutoutStack, a dict with 'image', or an array of images of "
-            f"shape (n, ny, nx, n_bands), got {type(inputs).__name__}"
-            f"{'' if array is None else f' of shape {np.shape(array)}'}."
-        )
-        raise TypeError(msg)
-    return Arrays({"image": array})
 
 
 class BatchDataset(keras.utils.PyDataset):
@@ -106,12 +36,23 @@ class BatchDataset(keras.utils.PyDataset):
     pad : bool, optional
         Repeat the last galaxy to fill the last batch, so that all batches
         have one shape and are compiled once.
+    masks : bool, optional
+        Whether batches have a mask. Where every pixel counts, a step without
+        one is shorter.
     **kwargs
         Arguments of `keras.utils.PyDataset`.
     """
 
     def __init__(
-        self, source, batch_size, *, seed=None, augment=None, pad=False, **kwargs
+        self,
+        source,
+        batch_size,
+        *,
+        seed=None,
+        augment=None,
+        pad=False,
+        masks=True,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.source = source
@@ -119,6 +60,7 @@ class BatchDataset(keras.utils.PyDataset):
         self.seed = seed
         self.augment = augment
         self.pad = pad
+        self.masks = masks
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -137,6 +79,8 @@ class BatchDataset(keras.utils.PyDataset):
         if self.pad and len(rows) < self.batch_size:
             rows = np.pad(rows, (0, self.batch_size - len(rows)), mode="edge")
         batch = self.source.batch(rows)
+        if not self.masks:
+            batch = {name: plane for name, plane in batch.items() if name != "mask"}
         if self.augment is not None:
             rng = np.random.default_rng([self.seed or 0, self.epoch, index])
             batch = self.augment(batch, rng)
@@ -196,7 +140,8 @@ class RowFunction(keras.Model):
     """
 
     def __init__(self, function, model=None):
-        super().__init__()
+        # the function decides what it computes in which precision
+        super().__init__(autocast=False)
         self.function = function
         self.model = model
         # torch runs eagerly: its compiler costs minutes and needs a C++ compiler

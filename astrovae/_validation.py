@@ -72,14 +72,18 @@ def clean_batch(batch):
         return array[..., np.newaxis] if array.ndim == 3 else array
 
     image = plane("image")
+    if image.dtype.kind not in "biuf":
+        msg = f"images must be real numbers, got the dtype {image.dtype}."
+        raise TypeError(msg)
     if image.ndim != 4:
         msg = (
             "images must have the shape (n, ny, nx, n_bands) or (n, ny, nx), "
             f"got {image.shape}."
         )
         raise ValueError(msg)
-    image = image.astype(np.float32)
-    bad = ~np.isfinite(image)
+    image = image.astype(np.float32)  # a copy
+    bad = np.isfinite(image)
+    np.logical_not(bad, out=bad)
     for name in ("mask", "error"):
         if batch.get(name) is None:
             continue
@@ -92,9 +96,11 @@ def clean_batch(batch):
         else:
             error = array.astype(np.float32)
             bad |= ~(np.isfinite(error) & (error > 0))
-    clean = {"image": np.where(bad, np.float32(0), image), "mask": bad}
+    np.copyto(image, 0, where=bad)
+    clean = {"image": image, "mask": bad}
     if batch.get("error") is not None:
-        clean["error"] = np.where(bad, np.float32(1), error)
+        np.copyto(error, 1, where=bad)
+        clean["error"] = error
     for name in ("psf", "pose"):
         if batch.get(name) is not None:
             clean[name] = np.asarray(batch[name]).astype(np.float32)

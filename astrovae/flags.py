@@ -56,6 +56,7 @@ class Flag(enum.IntFlag):
         "the galaxy is too round for its position angle to mean anything",
     )
     POSE_NOT_CONVERGED = 1 << 18, "the pose was still changing when it was stopped"
+    AT_LIMIT = 1 << 19, "a fitted parameter is at its limit, and has no error"
 
 
 def decode_flags(flags):

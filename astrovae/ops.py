@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 __all__ = [
+    "arcsinh",
     "fit_canvas",
     "gaussian_cross_entropy",
     "gaussian_cross_entropy_tril",
@@ -35,6 +36,38 @@ __all__ = [
 ]
 
 LOG_2PI = math.log(2.0 * math.pi)
+
+
+def arcsinh(x):
+    """
+    Inverse hyperbolic sine, of operations that can be exported.
+
+    Parameters
+    ----------
+    x : tensor
+        Values.
+
+    Returns
+    -------
+    tensor
+        ``sign(x) * log(|x| + sqrt(1 + x**2))``, accurate near zero, too.
+
+    Notes
+    -----
+    ``keras.ops.arcsinh`` is the same, but PyTorch cannot write it to ONNX, nor can
+    TensorFlow 2.21 read what JAX 0.10 makes of it.
+
+    Examples
+    --------
+    >>> from astrovae import ops
+    >>> round(float(ops.arcsinh(1.0)), 4)
+    0.8814
+    """
+    x = ops.convert_to_tensor(x)
+    size = ops.abs(x)
+    # sqrt(1 + x^2) - 1, without taking the difference of equal numbers
+    excess = size * (size / (1.0 + ops.sqrt(1.0 + ops.square(size))))
+    return ops.sign(x) * ops.log1p(size + excess)
 
 
 def gaussian_log_prob(x, mean, log_var, variance=None):
@@ -61,7 +94,7 @@ def gaussian_log_prob(x, mean, log_var, variance=None):
     """
     squares = ops.square(ops.subtract(x, mean))
     scaled = squares * ops.exp(-log_var) if variance is None else squares / variance
-    return -0.5 * (LOG_2PI + log_var + scaled)
+    return -0.5 * (ops.add(log_var, scaled) + LOG_2PI)
 
 
 def gaussian_entropy(log_var):
@@ -180,15 +213,17 @@ def weighted_sum(terms, valid):
     ----------
     terms : tensor, shape (n, ny, nx, n_bands)
         A term per pixel.
-    valid : tensor, same shape
-        1 for valid pixels, 0 for masked ones.
+    valid : tensor, same shape, or None
+        Which pixels are valid, as bool or as 1 and 0; None if all are.
 
     Returns
     -------
     tensor, shape (n,)
         The sums.
     """
-    return ops.sum(ops.where(valid > 0, terms, 0.0), axis=(1, 2, 3))
+    if valid is not None:
+        terms = ops.where(ops.cast(valid, "bool"), terms, 0.0)
+    return ops.sum(terms, axis=(1, 2, 3))
 
 
 def fit_canvas(maps, shape):

@@ -36,7 +36,8 @@ from astropy.modeling.models import Gaussian2D
 from astropy.utils.exceptions import AstropyUserWarning
 from PIL import Image
 
-from astrovae._batches import RowFunction, as_source
+from astrovae._batches import RowFunction
+from astrovae._sources import as_source
 from astrovae.baselines import GaussianFit
 from astrovae.baselines._gaussian_newton import GaussianNewton
 from astrovae.datasets import make_galaxies

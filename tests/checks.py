@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 from numpy.testing import assert_allclose, assert_array_equal
 
-from astrovae.baselines import GaussianFit
+from astrovae.baselines import EigenGalaxies, GaussianFit, SersicFit
 from astrovae.layers import (
     MADE,
     ActNorm,
@@ -196,7 +196,7 @@ LAYER_CASES = {
 }
 
 # Classes with a fit, each with a function that makes one.
-ESTIMATOR_CASES = {GaussianFit: GaussianFit}
+ESTIMATOR_CASES = {cls: cls for cls in (EigenGalaxies, GaussianFit, SersicFit)}
 
 
 # ---------------------------------------------------------------------------

@@ -19,7 +19,15 @@ import astrovae
 PACKAGE = Path(astrovae.__file__).parent
 
 # Private foundations and registries. Each may import those before it.
-SHARED = ("exceptions", "flags", "_optional", "_progress", "_files", "_validation")
+SHARED = (
+    "exceptions",
+    "flags",
+    "_optional",
+    "_progress",
+    "_files",
+    "_validation",
+    "_sources",
+)
 
 # Each room and what it may import besides SHARED.
 NUMPY_HALF = {

@@ -6,12 +6,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from astrovae._batches import (
-    Arrays,
     BatchDataset,
     RowFunction,
-    as_source,
     random_flips,
 )
+from astrovae._sources import Arrays, as_source
 
 
 @pytest.fixture
@@ -122,3 +121,36 @@ def test_random_flips_turn_poses_with_their_images(rng):
         for batch in ({"image": image, "pose": pose}, turned)
     )
     assert_allclose(after, before, atol=1e-4)
+
+
+def test_batches_without_masks(images):
+    """Where every pixel counts, and only if it is wished."""
+    image = images.copy()
+    source = as_source(image)
+    assert source.complete
+    assert set(BatchDataset(source, 4)[0]) == {"image", "mask"}
+    batch = BatchDataset(source, 4, masks=False, augment=random_flips)[0]
+    assert set(batch) == {"image"}
+
+
+@pytest.mark.parametrize("plane", ["image", "mask", "error"])
+def test_one_pixel_makes_images_incomplete(images, plane):
+    """The last of many galaxies, too."""
+    arrays = {"image": images, "mask": np.zeros(images.shape, bool)}
+    arrays["error"] = np.ones_like(images)
+    arrays = {name: np.repeat(array, 200, axis=0) for name, array in arrays.items()}
+    assert Arrays(arrays).complete
+    arrays[plane][-1, 2, 3] = {"image": np.nan, "mask": True, "error": 0.0}[plane]
+    assert not Arrays(arrays).complete
+    assert not Arrays({"z": images[:, 0, 0]}, clean=False).complete
+
+
+def test_row_function_computes_in_float32(images):
+    """Images are not rounded, whatever the global policy is."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        result = RowFunction(sums).map(as_source(images))["sum"]
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert_allclose(result, images.sum(axis=(1, 2, 3)), rtol=1e-5, atol=1e-5)

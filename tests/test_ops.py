@@ -84,3 +84,11 @@ def test_fit_canvas():
     # the middle pixel of an odd map, on an even canvas and back
     mixed = convert_to_numpy(ops.fit_canvas(maps, (4, 4)))
     assert np.array_equal(mixed[:, :3], maps[:, :, 1:])
+
+
+def test_arcsinh(rng):
+    """Against NumPy, from the smallest to the largest pixels."""
+    x = np.concatenate([rng.normal(size=50), [0.0, 1e-6, -1e-3, 300.0, -1e15]])
+    x = x.astype("float32")
+    result = convert_to_numpy(ops.arcsinh(convert_to_tensor(x)))
+    assert_allclose(result, np.arcsinh(x), rtol=1e-6)

@@ -19,6 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.decomposition import PCA
 
 from astrovae import plotting
+from astrovae.baselines import compare, win_rates
 from astrovae.images import CutoutStack
 from astrovae.plotting import _display, catalogs
 
@@ -98,6 +99,7 @@ def all_figures(stack, rng, n_bands):
     table = make_table(stack, rng)
     shape = (len(stack), n_bands) if n_bands > 1 else len(stack)
     table["vae_mse"], table["gauss_mse"] = rng.random((2, *np.atleast_1d(shape)))
+    table["vae_log_like"], table["gauss_log_like"] = -table["vae_mse"], table["vae_mse"]
     return {
         "cutouts": plotting.plot_cutouts(stack, stack),
         "reconstructions": plotting.plot_reconstructions(stack, model),
@@ -105,6 +107,7 @@ def all_figures(stack, rng, n_bands):
         "traversals": plotting.plot_traversals(model, table["latent_mean"]),
         "errors": plotting.plot_error_histogram(table),
         "history": plotting.plot_history({"loss": [3.0, 2.0]}),
+        "wins": plotting.plot_win_rates(compare(table)),
     }
 
 
@@ -561,3 +564,34 @@ def test_real_model_and_data(rng):
     render(plotting.plot_reconstructions(stack, vae, n_galaxies=2))
     render(plotting.plot_latents(table, stack))
     render(plotting.plot_traversals(vae, table["latent_mean"], n_steps=3))
+
+
+def test_win_rates_are_drawn(rng):
+    """Every rate has a point with its interval, under the name of its baseline."""
+    names = ("mse", "log_like")
+    columns = [f"{model}_{name}" for model in ("vae", "gauss", "pca") for name in names]
+    table = Table({name: rng.normal(size=(40, 2)) ** 2 for name in columns})
+    table["gauss_mse_background"] = table["gauss_mse"] / 2
+    table["gauss_log_like_background"] = table["gauss_log_like"] + 1
+    rates = compare(table)
+    figure = plotting.plot_win_rates(rates, bands=["r", "i"])
+    render(figure)
+    error, likelihood = figure.axes
+    labels = [label.get_text() for label in error.get_yticklabels()]
+    assert labels[:3] == ["Gaussian", "Gaussian, r", "Gaussian, i"]
+    assert "Gaussian plus constant, i" in labels
+    assert "PCA" in labels
+    for ax, quantity in ((error, "mse"), (likelihood, "like")):
+        wanted = sorted(100 * rates["rate"][rates["quantity"] == quantity])
+        points = [bars.lines[0].get_xdata() for bars in ax.containers]
+        assert_allclose(sorted(np.concatenate(points)), wanted)
+        segments = np.concatenate(
+            [bars.lines[2][0].get_segments() for bars in ax.containers]
+        )
+        low = sorted(100 * rates["low"][rates["quantity"] == quantity])
+        assert_allclose(sorted(segments[:, 0, 0]), low, atol=1e-9)
+    assert "the model and principal components" in figure.get_suptitle()
+    # the model alone, as win_rates gives it
+    render(plotting.plot_win_rates(win_rates(table)))
+    with pytest.raises(ValueError, match="no galaxy was measured"):
+        plotting.plot_win_rates(rates[:0])

@@ -18,23 +18,13 @@ inverse of its covariance, in pixels.
 import numpy as np
 from keras import ops
 
-__all__ = ["FIRST_DAMPING", "STEPS_PER_ROUND", "GaussianNewton"]
+from astrovae.baselines._newton import DampedNewton, put_border
 
-# Most galaxies converge within so many steps. The others go on in batches of
-# their own, so that no batch waits for its slowest galaxy.
-STEPS_PER_ROUND = 8
-FIRST_DAMPING = 1e-2
+__all__ = ["GaussianNewton"]
+
 # A Gaussian much narrower than a pixel is one pixel: it has no centre.
 _LOWEST_SIGMA = 0.3
-# Converged: what Newton's model still promises, relative to chi2; and relative
-# to the power of the data, for galaxies without noise.
-_TOLERANCE = 1e-9
-_TOLERANCE_POWER = 1e-12
-# How precisely sums over thousands of pixels are known in float32.
-_ROUNDING = 1e-6
-_MAX_DAMPING = 1e5
 _TINY = 1e-30
-_UNKNOWN = 1e30
 # Centres may lie so many cutouts beyond the edges: only the flank of a bright
 # neighbour has its centre there. Nearer to that wall than this, in sigma, a
 # centre is at the wall.
@@ -52,9 +42,12 @@ _PRODUCTS = np.array(
 )
 
 
-class GaussianNewton:
+class GaussianNewton(DampedNewton):
     """
-    The function of a batch that fits its galaxies.
+    The function of a batch that fits Gaussians to its galaxies.
+
+    The parameters of the search are the five of ``b``; the amplitude is
+    that at the ``origin``.
 
     Parameters
     ----------
@@ -66,90 +59,14 @@ class GaussianNewton:
         How many starting guesses are followed for every galaxy.
     """
 
-    def __init__(self, shape, *, background, n_starts):
-        self.ny, self.nx, self.n_bands = shape
-        self.background = background
-        self.n_starts = n_starts
+    n_parameters = 5
 
     def __call__(self, batch):
-        """
-        Take up to `STEPS_PER_ROUND` steps from every start of every galaxy.
-
-        Parameters
-        ----------
-        batch : dict of tensors
-            ``image``, ``mask`` and perhaps ``error``; ``start`` (n, n_starts,
-            5), rows of zeros where it is to be guessed; ``damping`` (n,
-            n_starts).
-
-        Returns
-        -------
-        dict of tensors
-            ``start`` and ``damping`` to go on from. For the best start of
-            each galaxy its ``best`` shape, whether it ``converged`` and is
-            ``done`` (it is of no use to go on), and the ``fisher`` and
-            ``hessian`` matrices (n, n_bands, k, k) of (constant, relative
-            amplitude at the ``origin``, five of ``b``), in units of ``scale``
-            and ``error_scale``.
-        """
-        data, weight, scales = self._prepare(batch)
-        given = batch["start"]
-        start = ops.where(given[..., 2:3] > 0, given, self._guess(data, weight))
-        state = self._descend(
-            ops.reshape(start, (-1, 5)),
-            ops.reshape(batch["damping"], (-1,)),
-            ops.repeat(data, self.n_starts, axis=0),
-            ops.repeat(weight, self.n_starts, axis=0),
-        )
-        state = {
-            key: ops.reshape(value, (-1, self.n_starts, *value.shape[1:]))
-            for key, value in state.items()
-        }
-        first = ops.argmin(state["chi2"], axis=1)
-        results = {"start": state["shape"], "damping": state["damping"], **scales}
-        for key in ("shape", "converged", "done", "fisher", "hessian"):
-            value = state[key]
-            index = ops.reshape(first, (-1, *(1,) * (len(value.shape) - 1)))
-            name = "best" if key == "shape" else key
-            results[name] = ops.take_along_axis(value, index, axis=1)[:, 0]
+        results = super().__call__(batch)
         results["origin"] = ops.stack(self._frame(results["best"])[:2], axis=-1)
         return results
 
-    def guess(self, batch):
-        """
-        Return only the ``start`` (n, n_starts, 5) that would be guessed.
-
-        Parameters
-        ----------
-        batch : dict of tensors
-            ``image``, ``mask`` and perhaps ``error``.
-        """
-        data, weight, _ = self._prepare(batch)
-        return {"start": self._guess(data, weight)}
-
-    def _prepare(self, batch):
-        """Scale data and weights to one; bands become the second axis."""
-        data = ops.transpose(batch["image"], (0, 3, 1, 2))
-        masked = ops.transpose(batch["mask"], (0, 3, 1, 2))
-        weight = 1.0 - ops.cast(masked, "float32")
-        error_scale = ops.ones_like(weight[:, 0, 0, 0])
-        if "error" in batch:
-            error = ops.transpose(batch["error"], (0, 3, 1, 2))
-            error = ops.where(masked, np.float32(np.finfo(np.float32).max), error)
-            error_scale = ops.min(error, axis=(1, 2, 3))
-            relative = error_scale[:, None, None, None] / error
-            weight = weight * relative * relative
-        if self.background:
-            # the constant takes up the mean: without it, sums stay precise
-            total = ops.maximum(ops.sum(weight, axis=(2, 3), keepdims=True), _TINY)
-            mean = ops.sum(weight * data, axis=(2, 3), keepdims=True) / total
-            data = ops.where(masked, 0.0, data - mean)
-        scale = ops.max(ops.abs(data), axis=(1, 2, 3))
-        scale = ops.where(scale > 0, scale, 1.0)
-        data = data / scale[:, None, None, None]
-        return data, weight, {"scale": scale, "error_scale": error_scale}
-
-    def _guess(self, data, weight):
+    def _guess(self, fields):
         """
         Find circular Gaussians that explain most of each image.
 
@@ -159,7 +76,7 @@ class GaussianNewton:
         aside, and so on.
         """
         factor = min(max(max(self.ny, self.nx) // _GUESSES, 1), _MAX_FACTOR)
-        data, weight = _average(data, weight, factor)
+        data, weight = _average(fields["data"], fields["weight"], factor)
         x, y, sigma, templates = self._templates(factor)
         scores = []
         for along_y, along_x in templates:
@@ -219,14 +136,15 @@ class GaussianNewton:
         columns = [column.ravel().astype("float32") for column in (x, y, sigma)]
         return *(ops.convert_to_tensor(column) for column in columns), templates
 
-    def _normal_equations(self, shape, data, weight, area):
+    def _evaluate(self, shape, fields):
         """
         Evaluate the model with its best amplitudes and constants.
 
-        ``area`` is the sum of the weights. Returns chi2 (rows,), its halved
+        Returns chi2 (rows,), its halved
         gradient (rows, 5) along ``b``, and the Gauss-Newton ("Fisher") and
         exact Hessian matrices of each band.
         """
+        data, weight, area = fields["data"], fields["weight"], fields["area"]
         frame = self._frame(shape)
         ox, oy, scale_x, scale_y, q, rho, tx, ty = (part[:, None] for part in frame)
         u = (ops.arange(self.nx, dtype="float32") - ox) / scale_x
@@ -252,84 +170,13 @@ class GaussianNewton:
             c = -a * mean
             residual = residual - c
             pull = pull - c * sums
-            fisher = _border(area, a * sums[..., :1], fisher)
+            fisher = put_border(area, a * sums[..., :1], fisher)
         chi2 = ops.sum(weight * residual * residual, axis=(1, 2, 3))
         pull = a * pull
         gradient = -ops.sum(pull[..., 1:, 0], axis=1)
         if self.background:
             pull = ops.pad(pull, ((0, 0), (0, 0), (1, 0), (1, 0)))
         return chi2, gradient, fisher, fisher - pull
-
-    def _eliminate(self, matrix):
-        """Matrix of the five of ``b`` where the linear part follows them."""
-        for _ in range(2 if self.background else 1):
-            pivot = ops.maximum(matrix[..., :1, :1], _TINY)
-            column = matrix[..., 1:, :1]
-            product = column * ops.swapaxes(column, -1, -2)
-            matrix = matrix[..., 1:, 1:] - product / pivot
-        return ops.sum(matrix, axis=1)
-
-    def _descend(self, shape, damping, data, weight):
-        """Damped Newton steps; rows that have converged stand still."""
-        floor = _TOLERANCE_POWER * ops.sum(weight * data * data, axis=(1, 2, 3))
-        area = ops.maximum(ops.sum(weight, axis=(2, 3), keepdims=True), _TINY)
-        keys = ("chi2", "gradient", "fisher", "hessian")
-
-        def unfinished(step, state):
-            return ops.any(ops.logical_not(state["done"]))
-
-        def advance(step, state):
-            values = self._normal_equations(state["trial"], data, weight, area)
-            trial = dict(zip(keys, values, strict=True))
-            accept, damping = _judge(state, trial["chi2"], floor)
-            new = {key: _where(accept, trial[key], state[key]) for key in keys}
-            shape = _where(accept, state["trial"], state["shape"])
-            walls = self._walls(shape, new["gradient"])
-            change, matrix = _newton_step(
-                new["gradient"],
-                self._eliminate(new["hessian"]) + walls,
-                self._eliminate(new["fisher"]) + walls,
-                damping,
-            )
-            moved, factor = self._move(shape, change)
-            slope = -ops.sum(new["gradient"] * change, axis=-1)
-            bend = ops.sum(matrix * change[:, None, :], axis=-1)
-            bend = ops.sum(bend * change, axis=-1)
-            converged = ops.logical_and(
-                slope * (1.0 + damping) <= _TOLERANCE * new["chi2"] + floor,
-                new["chi2"] < _UNKNOWN,
-            )
-            # the last step is too small to be tested: it is taken
-            last = ops.logical_and(converged, ops.logical_not(state["done"]))
-            done = ops.logical_or(last, damping > _MAX_DAMPING)
-            return step + 1, new | {
-                "shape": _where(last, moved, shape),
-                "trial": moved,
-                "damping": damping,
-                "promise": factor * slope - 0.5 * factor * factor * bend,
-                "converged": ops.logical_or(state["converged"], last),
-                "done": ops.logical_or(state["done"], done),
-            }
-
-        zero, none = ops.zeros_like(damping), ops.zeros_like(damping, dtype="bool")
-        size = 7 if self.background else 6
-        square = ops.tile(zero[:, None, None, None], (1, self.n_bands, size, size))
-        state = {
-            "shape": shape,
-            "trial": shape,
-            "damping": damping,
-            "chi2": zero + _UNKNOWN,
-            "gradient": ops.zeros_like(shape),
-            "fisher": square,
-            "hessian": square,
-            "promise": zero,
-            "converged": none,
-            "done": none,
-        }
-        _, state = ops.while_loop(
-            unfinished, advance, (0, state), maximum_iterations=STEPS_PER_ROUND
-        )
-        return state
 
     def _frame(self, shape):
         """
@@ -359,7 +206,7 @@ class GaussianNewton:
         along_y = rho, one, 2.0 * rho * tx, tx + rho * ty, 2.0 * ty
         return ops.stack(along_x, axis=-1), ops.stack(along_y, axis=-1)
 
-    def _walls(self, shape, gradient):
+    def _constrain(self, shape, gradient, fisher):
         """
         Keep centres within `_REACH` cutouts of the edges.
 
@@ -383,7 +230,7 @@ class GaussianNewton:
             room = ops.where(push < 0, high - position, position - low) / scale
             wall = ops.abs(push) / ops.maximum(room, _CLOSE)
             total = total + wall[:, None, None] * row[:, :, None] * row[:, None, :]
-        return total
+        return gradient, total
 
     def _move(self, shape, change):
         """
@@ -466,62 +313,3 @@ def _moments(planes, u, v):
     table = ops.reshape(table, (-1, planes.shape[1], 25))
     table = ops.take(table, _PRODUCTS, axis=-1)
     return ops.reshape(table, (-1, planes.shape[1], 6, 6))
-
-
-def _border(corner, side, matrix):
-    """Put a row and a column before a symmetric matrix."""
-    top = ops.concatenate([corner, ops.swapaxes(side, -1, -2)], axis=-1)
-    return ops.concatenate([top, ops.concatenate([side, matrix], axis=-1)], axis=-2)
-
-
-def _where(rows, new, old):
-    """Choose whole rows."""
-    return ops.where(ops.reshape(rows, (-1,) + (1,) * (len(new.shape) - 1)), new, old)
-
-
-def _judge(state, chi2, floor):
-    """Decide which trials are accepted, and how much to damp from now on."""
-    gain = 0.5 * (state["chi2"] - chi2)
-    # where the promise is below the rounding of chi2, Newton's model is trusted
-    slight = state["promise"] < 1e-5 * state["chi2"] + floor
-    harmless = ops.logical_and(slight, gain > -_ROUNDING * state["chi2"] - floor)
-    accept = ops.logical_or(gain >= 0, harmless)
-    accept = ops.logical_and(accept, ops.logical_not(state["done"]))
-    trusted = ops.logical_or(gain > 0.5 * state["promise"], slight)
-    damping = state["damping"]
-    less = ops.where(trusted, 0.1 * damping, damping)
-    more = ops.maximum(10.0 * damping, FIRST_DAMPING)
-    changed = ops.where(accept, less, more)
-    return accept, ops.where(state["done"], damping, changed)
-
-
-def _newton_step(gradient, hessian, fisher, damping):
-    """
-    Solve for the step, with the exact Hessian where it is positive definite.
-
-    Returns the step and the (damped) matrix that gave it.
-    """
-    diagonal = ops.stack([fisher[:, i, i] for i in range(5)], axis=-1)
-    scale = 1.0 / ops.sqrt(ops.where(diagonal > 0, diagonal, 1.0))
-    scales = scale[:, :, None] * scale[:, None, :]
-    ridge = ops.eye(5, dtype="float32") * (damping + 1e-6)[:, None, None]
-    matrices = ops.stack([hessian, fisher]) * scales + ridge
-    vectors = ops.stack([gradient * scale] * 2)
-    steps, pivots = _solve(matrices, vectors)
-    definite = pivots[0] > 1e-4
-    step = -_where(definite, steps[0], steps[1]) * scale
-    return step, _where(definite, matrices[0], matrices[1]) / scales
-
-
-def _solve(matrix, vector):
-    """Solve symmetric 5 x 5 systems; return also their smallest pivots."""
-    table = ops.concatenate([matrix, vector[..., None]], axis=-1)
-    identity = ops.eye(5, dtype="float32")[:, :, None]
-    pivots = []
-    for j in range(5):
-        pivot = table[..., j : j + 1, j : j + 1]
-        pivot = ops.where(ops.abs(pivot) > 1e-6, pivot, 1e-6)
-        pivots.append(pivot[..., 0, 0])
-        column = table[..., :, j : j + 1] - identity[j]
-        table = table - column * (table[..., j : j + 1, :] / pivot)
-    return table[..., 5], ops.min(ops.stack(pivots), axis=0)

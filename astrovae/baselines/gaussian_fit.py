@@ -4,25 +4,13 @@
 import functools
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted
 
-from astrovae._progress import progress_bar
-from astrovae._validation import check_positive_int
-from astrovae.flags import Flag
+from astrovae.baselines._shape_fit import ShapeFit, parameter_covariance
 
 __all__ = ["GaussianFit"]
 
-# Galaxies between two updates of the progress bar. So few results are held
-# beside the columns that memory does not grow with the catalogue.
-_CHUNK = 8192
-# Galaxies at a time in float64, so that their pixels stay in the cache.
-_BLOCK = 32
 
-_SHAPE_NAMES = ("x", "y", "sigma_major", "sigma_minor", "theta")
-
-
-class GaussianFit(BaseEstimator):
+class GaussianFit(ShapeFit):
     """
     The best elliptical Gaussian of every galaxy, found by least squares.
 
@@ -120,69 +108,15 @@ class GaussianFit(BaseEstimator):
     [12.] [11.] [3.] [2.]
     """
 
+    _prefix, _plural = "gauss", "Gaussians"
+    _shape_names = ("x", "y", "sigma_major", "sigma_minor", "theta")
+    _extra_results = (("origin", (2,)),)
+
     def __init__(self, *, background=False, n_starts=5, max_iter=60, batch_size=64):
         self.background = background
         self.n_starts = n_starts
         self.max_iter = max_iter
         self.batch_size = batch_size
-
-    def fit(self, stack, *, show_progress=False):
-        """
-        Fit every galaxy of a stack.
-
-        Parameters
-        ----------
-        stack : `~astrovae.images.CutoutStack`, `~numpy.ndarray` or dict
-            The galaxies: a stack, an array (n, ny, nx[, n_bands]), or a dict
-            of ``image`` and optionally ``mask`` and ``error``.
-        show_progress : bool, optional
-            Whether to show a progress bar.
-
-        Returns
-        -------
-        self : `GaussianFit`
-            With the attributes listed above, one row per galaxy.
-
-        Raises
-        ------
-        ValueError
-            If a parameter of this object is not as described.
-        TypeError
-            If ``stack`` is none of these.
-        """
-        shape, results = self._run(stack, [bool(self.background)], show_progress)
-        self.image_shape_ = shape
-        for name, values in results[0].items():
-            setattr(self, f"{name}_", values)
-        return self
-
-    def predict(self, indices=None):
-        """
-        Paint the fitted models.
-
-        Parameters
-        ----------
-        indices : array_like of int, optional
-            Which of the fitted galaxies; by default all.
-
-        Returns
-        -------
-        images : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
-            Model images in float32; NaN for galaxies without a fit.
-        """
-        check_is_fitted(self, "image_shape_")
-        ny, nx, n_bands = self.image_shape_
-        rows = np.arange(len(self.x_)) if indices is None else np.atleast_1d(indices)
-        images = np.empty((len(rows), ny, nx, n_bands), dtype=np.float32)
-        shape = {name: getattr(self, f"{name}_") for name in _SHAPE_NAMES}
-        shapes = np.stack([self.x_, self.y_, *_inverse_covariance(shape)], axis=1)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            profile = _profiles(shapes[block], (ny, nx))
-            image = profile[:, :, np.newaxis] * self.amplitude_[block, np.newaxis]
-            image += self.background_[block, np.newaxis]
-            images[start : start + _BLOCK] = image.reshape(-1, ny, nx, n_bands)
-        return images
 
     def measure(self, stack, *, show_progress=False):
         """
@@ -215,139 +149,48 @@ class GaussianFit(BaseEstimator):
         ValueError, TypeError
             As `fit`.
         """
-        shape, (plain, constant) = self._run(stack, [False, True], show_progress)
-        names = ("flux", *_SHAPE_NAMES)
-        names = [*names, *(f"{name}_err" for name in names), "mse", "log_like"]
-        columns = {f"gauss_{name}": plain[name] for name in names}
-        columns["gauss_background"] = constant["background"]
-        for name in ("mse", "log_like"):
-            columns[f"gauss_{name}_background"] = constant[name]
-        columns["gauss_flags"] = plain["flags"]
-        if shape[-1] == 1:
-            columns = {
-                name: values[:, 0] if values.ndim == 2 else values
-                for name, values in columns.items()
-            }
-        return columns
+        return self._measure(stack, show_progress)
 
-    def _run(self, stack, backgrounds, show_progress):
-        """Fit one model after the other; return the shape and their results."""
-        from astrovae._batches import as_source
+    def _kernel(self, shapes, background):
+        names = tuple(shapes)
+        sizes = self.n_starts, self.batch_size
+        return _compiled(shapes["image"], names, background, *sizes), 5
 
-        n_starts = check_positive_int("n_starts", self.n_starts)
-        max_iter = check_positive_int("max_iter", self.max_iter)
-        batch_size = check_positive_int("batch_size", self.batch_size)
-        source = as_source(stack)
-        first = source.batch(np.arange(min(len(source), 1)))
-        shape = first["image"].shape[1:]
-        chunks = []
-        with progress_bar("Fitting Gaussians", len(source), show=show_progress) as bar:
-            # no galaxies are one empty chunk
-            for start in range(0, max(len(source), 1), _CHUNK):
-                rows = np.arange(start, min(start + _CHUNK, len(source)))
-                results = []
-                for background in backgrounds:
-                    search = _Search(
-                        source,
-                        shape,
-                        error="error" in first,
-                        background=background,
-                        n_starts=n_starts,
-                        batch_size=batch_size,
-                    )
-                    results.append(search.measure(rows, max_iter))
-                if len(results) == 2:
-                    search.improve(rows, max_iter, *results)
-                chunks.append(results)
-                bar(len(rows))
-        merged = [
-            {
-                name: np.concatenate([chunk[name] for chunk in parts])
-                for name in parts[0]
-            }
-            for parts in zip(*chunks, strict=True)
-        ]
-        return shape, merged
+    def _profiles(self, shapes, batch):
+        return _profiles(shapes, batch["image"].shape[1:3])[:, :, np.newaxis]
 
+    def _painted(self, shapes, rows):
+        return _profiles(shapes, self.image_shape_[:2])[:, :, np.newaxis]
 
-class _Search:
-    """
-    The compiled search for the shapes of some galaxies of a source.
+    def _shapes(self, result):
+        return np.stack([result["x"], result["y"], *_inverse_covariance(result)], 1)
 
-    It is itself a source: of the batches that the compiled function takes.
-    """
+    def _describe(self, found, shapes, result, parts):
+        result |= _geometry(shapes)
+        area = 2 * np.pi * result["sigma_major"] * result["sigma_minor"]
+        result["flux"] = area[:, np.newaxis] * result["amplitude"]
+        result |= self._errors(found, shapes, result, parts)
 
-    def __init__(self, source, shape, *, error, background, n_starts, batch_size):
-        self.source = source
-        self.shape = shape
-        self.keys = ("image", "mask", "error") if error else ("image", "mask")
-        self.n_starts = n_starts
-        self.batch_size = batch_size
-        self.background = background
-        self.function = _compiled(shape, self.keys, background, n_starts, batch_size)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def batch(self, indices):
-        batch = self.source.batch(self.rows[indices])
-        batch = {key: batch[key] for key in self.keys}
-        batch["start"] = self.start[self.local[indices]]
-        batch["damping"] = self.damping[self.local[indices]]
-        return batch
-
-    def measure(self, rows, max_iter, start=None):
-        """Search for the shapes of some galaxies, and measure what follows."""
-        found = self.run(rows, max_iter, start)
-        return _measure(self.source, rows, found, self.background)
-
-    def improve(self, rows, max_iter, special, general):
-        """Search again where a special case of the model was found to be better."""
-        worse = np.flatnonzero(general["chi2"] > special["chi2"])
-        start = np.stack([special["x"], special["y"], *_inverse_covariance(special)], 1)
-        again = self.measure(rows[worse], max_iter, start[worse])
-        for name, values in general.items():
-            values[worse] = again[name]
-
-    def run(self, rows, max_iter, start=None):
-        """
-        Search for shapes, from ``start`` or from guesses.
-
-        Galaxies that have not converged after a round enter the next one.
-        Batches are always full, so that what a galaxy's neighbours do never
-        changes the shape, and with it the rounding, of a batch.
-        """
-        from astrovae.baselines._gaussian_newton import FIRST_DAMPING, STEPS_PER_ROUND
-
-        n = len(rows)
-        self.start = np.zeros((n, self.n_starts, 5), dtype=np.float32)
-        if start is not None:
-            self.start[:] = start[:, np.newaxis]
-        self.damping = np.full((n, self.n_starts), FIRST_DAMPING, dtype=np.float32)
-        size = 7 if self.background else 6
-        square = (n, self.shape[-1], size, size)
-        found = {
-            "start": self.start,
-            "damping": self.damping,
-            "best": np.zeros((n, 5), dtype=np.float32),
-            "origin": np.zeros((n, 2), dtype=np.float32),
-            "converged": np.zeros(n, dtype=bool),
-            "fisher": np.zeros(square, dtype=np.float32),
-            "hessian": np.zeros(square, dtype=np.float32),
-            "scale": np.ones(n, dtype=np.float32),
-            "error_scale": np.ones(n, dtype=np.float32),
+    def _errors(self, found, shapes, result, parts):
+        """1-sigma errors of the parameters, from those of the search."""
+        covariance = parameter_covariance(found, result, parts)
+        n, n_bands = result["amplitude"].shape
+        n_linear = (covariance.shape[1] - 5) // n_bands
+        jacobian = np.zeros((n, 5 + n_bands, covariance.shape[1]))
+        shape, growth = _shape_jacobian(shapes, found["origin"], result)
+        jacobian[:, :5, :5] = shape
+        jacobian[:, 5:, :5] = growth[:, np.newaxis]
+        for band in range(n_bands):
+            jacobian[:, 5 + band, 5 + n_linear * (band + 1) - 1] = 1.0
+        variance = np.einsum("nij,njk,nik->ni", jacobian, covariance, jacobian)
+        error = np.sqrt(variance)
+        errors = {
+            f"{name}_err": error[:, i] for i, name in enumerate(self._shape_names)
         }
-        local = np.arange(n)
-        for _ in range(-(-max_iter // STEPS_PER_ROUND)):
-            if not len(local):
-                break
-            self.local = np.pad(local, (0, -len(local) % self.batch_size), mode="edge")
-            self.rows = rows[self.local]
-            result = self.function.map(self, batch_size=self.batch_size)
-            for name, values in found.items():
-                values[local] = result[name][: len(local)]
-            local = local[~result["done"][: len(local)]]
-        return found
+        # a circle has no angle
+        errors["theta_err"] = np.fmin(errors["theta_err"], 90.0)
+        errors["flux_err"] = np.abs(result["flux"]) * error[:, 5:]
+        return errors
 
 
 @functools.lru_cache(maxsize=16)
@@ -386,84 +229,6 @@ def _profiles(shapes, image_shape):
     return np.exp(exponent, out=exponent).reshape(len(shapes), x.shape[1] * y.shape[1])
 
 
-def _measure(source, rows, found, background):
-    """Everything that follows from the shapes, in float64, and its flags."""
-    shapes = found["best"].astype(np.float64)
-    blocks = [
-        _linear_part(
-            source.batch(rows[start : start + _BLOCK]),
-            shapes[start : start + _BLOCK],
-            background,
-        )
-        # no galaxies are one empty block
-        for start in range(0, max(len(rows), 1), _BLOCK)
-    ]
-    parts = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-    result = {key: parts[key] for key in ("amplitude", "background", "mse", "chi2")}
-    n_valid = parts["n_valid"]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        result["log_like"] = -0.5 * n_valid * (np.log(2 * np.pi * result["mse"]) + 1)
-        result |= _geometry(shapes)
-        area = 2 * np.pi * result["sigma_major"] * result["sigma_minor"]
-        result["flux"] = area[:, np.newaxis] * result["amplitude"]
-        result |= _errors(found, shapes, result, parts)
-    n_parameters = 5 + (1 + background) * (n_valid > 0).sum(axis=1)
-    measured = (n_valid.sum(axis=1) > n_parameters) & ~parts["constant"]
-    for values in result.values():
-        values[~measured] = np.nan
-        if values.ndim == 2:
-            values[n_valid == 0] = np.nan
-    result["converged"] = found["converged"] & measured
-    result["flags"] = _flags(result, parts)
-    return result
-
-
-def _linear_part(batch, shapes, background):
-    """Fit amplitudes and constants, and measure the residuals, of a block."""
-    image, mask = batch["image"], batch["mask"]
-    n, ny, nx, n_bands = image.shape
-    planes = (n, ny * nx, n_bands)
-    valid = np.logical_not(mask).reshape(planes).astype(np.float64)
-    data = image.reshape(planes) * valid
-    n_valid = valid.sum(axis=1)
-    weight = valid
-    if "error" in batch:
-        weight = valid / np.square(batch["error"].reshape(planes), dtype=np.float64)
-    profile = _profiles(shapes, (ny, nx))[:, np.newaxis]
-    norm = (np.square(profile) @ weight)[:, 0]
-    flux = (profile @ (weight * data))[:, 0]
-    constant = np.zeros((n, n_bands))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if background:
-            area, total = weight.sum(axis=1), (weight * data).sum(axis=1)
-            mean = (profile @ weight)[:, 0] / area
-            norm -= mean * mean * area
-            constant = total / area
-            flux -= mean * total
-        amplitude = flux / norm
-        if background:
-            constant -= amplitude * mean
-        residual = profile[:, 0, :, np.newaxis] * -amplitude[:, np.newaxis]
-        residual += data
-        residual -= constant[:, np.newaxis]
-        np.square(residual, out=residual)
-        mse = (residual * valid).sum(axis=1) / n_valid
-    low = np.where(mask, np.inf, image).min(axis=(1, 2))
-    high = np.where(mask, -np.inf, image).max(axis=(1, 2))
-    return {
-        "amplitude": amplitude,
-        "background": constant,
-        "mse": mse,
-        # a band without pixels has no amplitude, and adds nothing
-        "chi2": np.nansum((residual * weight).sum(axis=1), axis=1),
-        "n_valid": n_valid,
-        "n_masked": mask.sum(axis=(1, 2, 3)),
-        "constant": (low >= high).all(axis=1),
-        "noise_known": np.full(n, "error" in batch),
-        "image_shape": np.full((n, 2), (ny, nx)),
-    }
-
-
 def _geometry(shapes):
     """Centres and axes of Gaussians ``(x, y, pxx, pxy, pyy)``."""
     x, y, pxx, pxy, pyy = shapes.T
@@ -478,58 +243,6 @@ def _geometry(shapes):
         "sigma_minor": (mean + radius) ** -0.5,
         "theta": np.where(theta <= -90, 90.0, theta),
     }
-
-
-def _errors(found, shapes, result, parts):
-    """
-    1-sigma errors, from the covariance ``H^-1 F H^-1`` of all parameters.
-
-    The parameters are those of the search: the five of ``log g``, and for each
-    band the constant, if there is one, and the relative amplitude.
-    """
-    fisher, hessian = (found[key].astype(np.float64) for key in ("fisher", "hessian"))
-    n, n_bands = fisher.shape[:2]
-    n_linear = fisher.shape[2] - 5
-    noise = _noise_variance(result["mse"], parts, n_linear)
-    size = 5 + n_bands * n_linear
-    total_fisher, total_hessian = np.zeros((2, n, size, size))
-    for band in range(n_bands):
-        own = 5 + n_linear * band + np.arange(n_linear)
-        index = np.ix_(range(n), [*own, *range(5)], [*own, *range(5)])
-        total_fisher[index] += noise[:, band, np.newaxis, np.newaxis] * fisher[:, band]
-        total_hessian[index] += hessian[:, band]
-        absent = parts["n_valid"][:, band] == 0
-        total_hessian[np.ix_(absent, own, own)] = np.eye(n_linear)
-    singular = ~np.isfinite(total_hessian).all(axis=(1, 2))
-    singular |= np.linalg.det(np.where(singular[:, None, None], 0, total_hessian)) == 0
-    total_hessian[singular] = np.eye(size)
-    inverse = np.linalg.inv(total_hessian)
-    units = (found["error_scale"] / found["scale"].astype(np.float64)) ** 2
-    covariance = inverse @ total_fisher @ inverse * units[:, np.newaxis, np.newaxis]
-    covariance[singular] = np.nan
-
-    jacobian = np.zeros((n, 5 + n_bands, size))
-    jacobian[:, :5, :5], growth = _shape_jacobian(shapes, found["origin"], result)
-    jacobian[:, 5:, :5] = growth[:, np.newaxis]
-    for band in range(n_bands):
-        jacobian[:, 5 + band, 5 + n_linear * (band + 1) - 1] = 1.0
-    variance = np.einsum("nij,njk,nik->ni", jacobian, covariance, jacobian)
-    error = np.sqrt(variance)
-    errors = {f"{name}_err": error[:, i] for i, name in enumerate(_SHAPE_NAMES)}
-    # a circle has no angle
-    errors["theta_err"] = np.fmin(errors["theta_err"], 90.0)
-    errors["flux_err"] = np.abs(result["flux"]) * error[:, 5:]
-    return errors
-
-
-def _noise_variance(mse, parts, n_linear):
-    """Variance of the pixels over 1/weight, for each band."""
-    if parts["noise_known"].all():
-        return np.ones_like(mse)
-    n_valid = parts["n_valid"]
-    share = n_valid / n_valid.sum(axis=1, keepdims=True)
-    freedom = n_valid - 5 * share - n_linear
-    return np.where(n_valid > 0, mse * n_valid / freedom, 0.0)
 
 
 def _shape_jacobian(shapes, origin, result):
@@ -569,24 +282,3 @@ def _shape_jacobian(shapes, origin, result):
     peak = np.stack([tx, ty, tx * tx, tx * ty, ty * ty])
     growth = jacobian[2] / major + jacobian[3] / minor + peak
     return np.moveaxis(jacobian, -1, 0), growth.T
-
-
-def _flags(result, parts):
-    """Bits of what was noticed, (n,) int32."""
-    n_valid = parts["n_valid"].sum(axis=1)
-    ny, nx = parts["image_shape"].T
-    x, y = result["x"], result["y"]
-    with np.errstate(invalid="ignore"):
-        outside = (x < -0.5) | (x > nx - 0.5) | (y < -0.5) | (y > ny - 0.5)
-        negative = (result["flux"] <= 0).any(axis=1)
-    flags = np.zeros(len(x), dtype=np.int32)
-    for flag, where in (
-        (Flag.NO_VALID_PIXEL, n_valid == 0),
-        (Flag.MOSTLY_MASKED, parts["n_masked"] > n_valid),
-        (Flag.CONSTANT, parts["constant"] & (n_valid > 0)),
-        (Flag.NOT_CONVERGED, ~result["converged"]),
-        (Flag.CENTER_OUTSIDE, outside),
-        (Flag.NEGATIVE_FLUX, negative),
-    ):
-        flags |= where * np.int32(flag)
-    return flags

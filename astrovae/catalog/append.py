@@ -8,6 +8,7 @@ cannot be measured is masked and flagged.
 """
 
 import copy
+import itertools
 import warnings
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 
 from astrovae._validation import check_option
-from astrovae.catalog.columns import COLUMNS
+from astrovae.catalog.columns import BASELINES, COLUMNS
 from astrovae.exceptions import FlaggedRowsWarning
 from astrovae.flags import Flag
 
@@ -179,7 +180,7 @@ def add_reconstruction(
     table = _add_measured(
         table, model, stack, prefix, overwrite, show_progress, "reconstruction"
     )
-    if f"{prefix}vae_beats_gauss_mse" in table.colnames:
+    if any(f"{prefix}vae_beats_{name}_mse" in table.colnames for name in BASELINES):
         # those were of the model whose columns have just been replaced
         table = _add_wins(table, stack, prefix, overwrite=True)
     return table
@@ -221,7 +222,8 @@ def add_baselines(
     -------
     table : `~astropy.table.Table`
         A copy with the columns of the baselines and, if ``vae_mse`` and
-        ``vae_log_like`` are known, ``vae_beats_gauss_*``.
+        ``vae_log_like`` are known, ``vae_beats_gauss_*``, and likewise for
+        the other baselines that the table has.
 
     Raises
     ------
@@ -329,17 +331,20 @@ def _add_measured(table, meter, stack, prefix, overwrite, show_progress, step):
 
 
 def _add_wins(table, stack, prefix, overwrite):
-    """Append which galaxies the model describes better than the Gaussian."""
+    """Append which galaxies the model describes better than each baseline."""
     values = {}
-    for suffix in ("", "_background"):
-        for quantity, sign in (("mse", -1), ("log_like", 1)):
-            ours = f"{prefix}vae_{quantity}"
-            theirs = f"{prefix}gauss_{quantity}{suffix}"
-            if ours not in table.colnames or theirs not in table.colnames:
-                continue
-            gain = sign * (_plain(table[ours]) - _plain(table[theirs]))
-            wins = np.ma.array(gain > 0, mask=np.isnan(gain))
-            values[f"vae_beats_gauss_{quantity.replace('log_', '')}{suffix}"] = wins
+    for baseline, suffix, (quantity, sign) in itertools.product(
+        BASELINES, ("", "_background"), (("mse", -1), ("log_like", 1))
+    ):
+        ours = f"{prefix}vae_{quantity}"
+        theirs = f"{prefix}{baseline}_{quantity}{suffix}"
+        name = f"vae_beats_{baseline}_{quantity.replace('log_', '')}{suffix}"
+        if ours not in table.colnames or theirs not in table.colnames:
+            continue
+        if prefix + name in table.colnames and not overwrite:
+            continue  # neither side has changed
+        gain = sign * (_plain(table[ours]) - _plain(table[theirs]))
+        values[name] = np.ma.array(gain > 0, mask=np.isnan(gain))
     if not values:
         return table
     _check_new(table, values, prefix, overwrite)

@@ -8,7 +8,10 @@ else; the table of columns in the documentation is made from it.
 
 from dataclasses import dataclass
 
-__all__ = ["COLUMNS", "ColumnSpec"]
+__all__ = ["BASELINES", "COLUMNS", "ColumnSpec"]
+
+#: What the columns of baselines begin with.
+BASELINES = ("gauss", "sersic", "pca")
 
 
 @dataclass(frozen=True)
@@ -38,72 +41,101 @@ class ColumnSpec:
     description: str
 
 
-def _fit_columns():
-    """Columns of the Gaussian fit; each parameter comes with its error."""
+def _gauss_columns():
+    """Columns of the Gaussian fit."""
     shape = "six-parameter Gaussian"
     parameters = {
-        "gauss_flux": (
-            "n_bands",
-            "image",
-            "phot.flux",
-            f"Flux under the {shape}",
-        ),
-        "gauss_x": ("", "pix", "pos.cartesian.x", f"Centre of the {shape} along x"),
-        "gauss_y": ("", "pix", "pos.cartesian.y", f"Centre of the {shape} along y"),
-        "gauss_sigma_major": (
-            "",
+        "sigma_major": (
             "pix",
             "phys.angSize.smajAxis",
-            f"Standard deviation of the {shape} along its major axis",
+            f"Standard deviation of the {shape} along its major axis.",
         ),
-        "gauss_sigma_minor": (
-            "",
+        "sigma_minor": (
             "pix",
             "phys.angSize.sminAxis",
-            f"Standard deviation of the {shape} along its minor axis",
+            f"Standard deviation of the {shape} along its minor axis.",
         ),
-        "gauss_theta": (
+    }
+    names = shape, "seven-parameter Gaussian fit", "Gaussian fit"
+    return _fit_columns("gauss", parameters, *names)
+
+
+def _sersic_columns():
+    """Columns of the Sersic fit."""
+    shape = "Sersic profile"
+    parameters = {
+        "r_eff": (
+            "pix",
+            "phys.angSize.smajAxis",
+            f"Half-light radius of the {shape} along its major axis, before blurring.",
+        ),
+        "n": ("", "src.morph.param", f"Index of the {shape}."),
+        "axis_ratio": (
             "",
+            "phys.size.axisRatio",
+            f"Minor over major axis of the {shape}, before blurring.",
+        ),
+    }
+    names = shape, "Sersic fit with one", "Sersic fit"
+    return _fit_columns("sersic", parameters, *names)
+
+
+def _fit_columns(prefix, parameters, shape, with_constant, fit):
+    """Columns of a fitted profile; each parameter comes with its error."""
+    where = "in pixels of the cutout, 0 at the centre of the first"
+    flux = ("image", "phot.flux", f"Flux under the {shape}.")
+    parameters = {
+        "flux": flux,
+        "x": ("pix", "pos.cartesian.x", f"Centre of the {shape} along x, {where}."),
+        "y": ("pix", "pos.cartesian.y", f"Centre of the {shape} along y, {where}."),
+        **parameters,
+        "theta": (
             "deg",
             "pos.posAng",
-            f"Angle of the major axis of the {shape}, from +x towards +y",
+            f"Angle of the major axis of the {shape}, from +x towards +y.",
         ),
     }
     columns = {}
-    for name, (axes, unit, ucd, text) in parameters.items():
-        where = ", in pixels of the cutout, 0 at the centre of the first"
-        text = text + where if name in ("gauss_x", "gauss_y") else text
-        columns[name] = ColumnSpec("float64", axes, unit, ucd, f"{text}.")
+    for key, (unit, ucd, text) in parameters.items():
+        name, axes = f"{prefix}_{key}", "n_bands" if key == "flux" else ""
+        columns[name] = ColumnSpec("float64", axes, unit, ucd, text)
         columns[f"{name}_err"] = ColumnSpec(
             "float64", axes, unit, f"stat.error;{ucd}", f"1-sigma error of {name}."
         )
-    columns["gauss_background"] = ColumnSpec(
+    columns[f"{prefix}_background"] = ColumnSpec(
         "float64",
         "n_bands",
         "image",
         "instr.background",
-        "Constant background of the seven-parameter Gaussian fit, per pixel.",
+        f"Constant background of the {with_constant}, per pixel.",
     )
     for suffix, model in (("", shape), ("_background", f"{shape} plus constant")):
-        columns[f"gauss_mse{suffix}"] = ColumnSpec(
+        columns |= _residual_columns(prefix, suffix, model, "its")
+    columns[f"{prefix}_flags"] = ColumnSpec(
+        "int32", "", "", "meta.code", f"Flag bits of the {fit}."
+    )
+    return columns
+
+
+def _residual_columns(prefix, suffix, model, whose):
+    """Squared error and likelihood of a model."""
+    return {
+        f"{prefix}_mse{suffix}": ColumnSpec(
             "float64",
             "n_bands",
             "image2",
             "stat.fit.residual",
             f"Mean squared residual of the {model} over valid pixels.",
-        )
-        columns[f"gauss_log_like{suffix}"] = ColumnSpec(
+        ),
+        f"{prefix}_log_like{suffix}": ColumnSpec(
             "float64",
             "n_bands",
             "",
             "stat.likelihood",
-            f"Log-likelihood of the {model} at its best sigma: an upper bound "
+            f"Log-likelihood of the {model} at {whose} best sigma: an upper bound "
             "for every constant sigma.",
-        )
-    columns["gauss_flags"] = ColumnSpec(
-        "int32", "", "", "meta.code", "Flag bits of the Gaussian fit."
-    )
-    return columns
+        ),
+    }
 
 
 def _pose_columns():
@@ -148,23 +180,29 @@ def _pose_columns():
 
 
 def _win_columns():
+    """Columns of which galaxies a model describes better than a baseline."""
     columns = {}
-    for suffix, model in (("", "Gaussian"), ("_background", "Gaussian plus constant")):
-        columns[f"vae_beats_gauss_mse{suffix}"] = ColumnSpec(
-            "bool",
-            "n_bands",
-            "",
-            "meta.code",
-            f"Whether vae_mse is below that of the least-squares {model}.",
-        )
-        columns[f"vae_beats_gauss_like{suffix}"] = ColumnSpec(
-            "bool",
-            "n_bands",
-            "",
-            "meta.code",
-            f"Whether vae_log_like exceeds the likelihood of the {model} at its "
-            "best sigma, and so at every sigma.",
-        )
+    for prefix, models in (
+        ("gauss", (("", "Gaussian"), ("_background", "Gaussian plus constant"))),
+        ("sersic", (("", "Sersic fit"), ("_background", "Sersic fit plus constant"))),
+        ("pca", (("", "projection onto principal components"),)),
+    ):
+        for suffix, model in models:
+            columns[f"vae_beats_{prefix}_mse{suffix}"] = ColumnSpec(
+                "bool",
+                "n_bands",
+                "",
+                "meta.code",
+                f"Whether vae_mse is below that of the least-squares {model}.",
+            )
+            columns[f"vae_beats_{prefix}_like{suffix}"] = ColumnSpec(
+                "bool",
+                "n_bands",
+                "",
+                "meta.code",
+                f"Whether vae_log_like exceeds the likelihood of the {model} at its "
+                "best sigma, and so at every sigma.",
+            )
     return columns
 
 
@@ -223,6 +261,8 @@ COLUMNS = {
         "Log-likelihood of the pixels at the posterior mean.",
     ),
     **_pose_columns(),
-    **_fit_columns(),
+    **_gauss_columns(),
+    **_sersic_columns(),
+    **_residual_columns("pca", "", "principal components", "their"),
     **_win_columns(),
 }

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Galaxies turned to a common pose, and back."""
 
+import contextlib
 import math
 
 import keras
@@ -91,6 +92,7 @@ class PoseTransform(DensityLayer):
         )
         self.frame = check_option("frame", frame, ("observed", "aligned"))
         self.interpolation = check_option("interpolation", interpolation, _KERNELS)
+        self._own_gradient = True
 
     def build(self, input_shape):
         images, pose = map(tuple, input_shape)
@@ -105,6 +107,22 @@ class PoseTransform(DensityLayer):
         images, pose = inputs
         _, kernel = _KERNELS[self.interpolation]
         return self._resample(images, pose, kernel)
+
+    @contextlib.contextmanager
+    def without_gradient(self):
+        """
+        Leave out its own gradient, which exporters cannot follow.
+
+        Yields
+        ------
+        None
+            Within the context, calls give the same results.
+        """
+        self._own_gradient = False
+        try:
+            yield
+        finally:
+            self._own_gradient = True
 
     def resample_variance(self, variance, pose):
         """
@@ -205,7 +223,10 @@ class PoseTransform(DensityLayer):
 
             return ops.reshape(result, (-1, *shape, images.shape[-1])), gradient
 
-        return ops.custom_gradient(resample)(self.as_float(images), self.as_float(pose))
+        images, pose = self.as_float(images), self.as_float(pose)
+        if not self._own_gradient:
+            return resample(images, pose)[0]
+        return ops.custom_gradient(resample)(images, pose)
 
 
 def _positions(motion, shape, canvas):
@@ -264,7 +285,8 @@ def _gather(images, x, y, half, kernel, turn=None):
     """
     height, width, channels = images.shape[1:]
     flat = ops.reshape(images, (-1, channels))
-    starts = ops.arange(ops.shape(images)[0], dtype="int32")[:, None]
+    # the number of each image: exporters do not follow the shape of a tensor
+    starts = ops.cumsum(ops.ones_like(x[:, :1], dtype="int32"), axis=0) - 1
     rows = list(_neighbors(y, height, half))
     columns = list(_neighbors(x, width, half))
     row_weights = [kernel(d) * inside for d, inside, _ in rows]

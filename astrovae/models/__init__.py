@@ -19,6 +19,7 @@ from astrovae.models.networks_conv import (
     ConvDecoder,
     ConvEncoder,
 )
+from astrovae.models.networks_eigen import EigenDecoder, EigenEncoder
 from astrovae.models.presets import citation, list_presets
 from astrovae.models.schedules import CyclicalBeta, FreeBits, KLWarmup, SigmaWarmup
 from astrovae.models.vae import VAE
@@ -35,6 +36,8 @@ __all__ = [
     "CyclicalBeta",
     "DenseDecoder",
     "DenseEncoder",
+    "EigenDecoder",
+    "EigenEncoder",
     "FreeBits",
     "GaussianLikelihood",
     "KLWarmup",

@@ -10,9 +10,9 @@ from astrovae._batches import (
     BatchDataset,
     EpochCallback,
     RowFunction,
-    as_source,
     random_flips,
 )
+from astrovae._sources import as_source
 from astrovae._validation import (
     check_option,
     check_positive_int,
@@ -158,6 +158,7 @@ class GalaxyModel(keras.Model):
             batch_size,
             seed=seed if shuffle else None,
             augment=random_flips if augment == "flips" else None,
+            masks=not getattr(source, "complete", False),
         )
         if validation_data is not None:
             validation_data = BatchDataset(

@@ -4,7 +4,7 @@
 import numpy as np
 from keras import ops
 
-from astrovae._batches import Arrays
+from astrovae._sources import Arrays
 from astrovae._validation import check_positive_int
 from astrovae.models._base import GalaxyModel
 from astrovae.models._draws import normal_draws
@@ -440,6 +440,54 @@ class LatentModel(GalaxyModel):
             columns[f"vae_{name}"] = values
         return columns
 
+    def export_encoder(
+        self,
+        path,
+        *,
+        format=None,  # noqa: A002
+        mask=True,
+        psf_shape=None,
+        overwrite=False,
+    ):
+        """
+        Write the encoder for programs that have neither astrovae nor Keras.
+
+        What it takes are the images as they come, under the name ``image``, in
+        float32; their ``mask``; and, where the model needs them, ``pose``,
+        ``error`` and ``psf``. It gives ``mean`` and ``log_var`` as `encode`
+        does. Any number of galaxies at a time will do. Beside it stands a
+        record of how images must be prepared.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder (SavedModel) or file (ONNX) to make. It appears complete
+            or not at all.
+        format : {"tf_saved_model", "onnx"}, optional
+            By default what the backend can write: a SavedModel from TensorFlow
+            and JAX, ONNX from PyTorch.
+        mask : bool, optional
+            Whether it takes a mask; pixels that are not finite are masked in
+            any case.
+        psf_shape : tuple of int, optional
+            The shape ``(ky, kx)`` of PSFs, for encoders that see them.
+        overwrite : bool, optional
+            Replace what is there.
+
+        Raises
+        ------
+        FileExistsError
+            If ``path`` exists and ``overwrite`` is false.
+        ImportError
+            If the package that writes the format is not installed.
+        ValueError
+            If the backend cannot write the format.
+        """
+        from astrovae.models.export import export_encoder
+
+        options = {"mask": mask, "psf_shape": psf_shape, "overwrite": overwrite}
+        export_encoder(self, path, format=format, **options)
+
     def calibrate(self, inputs, *, batch_size=256, show_progress=False):
         """
         Find how much too small or large the learned variances are.
@@ -481,11 +529,8 @@ class LatentModel(GalaxyModel):
             variance = self.likelihood.variance(params) / self._variance_factor
 
             def at_factor(factor):
-                scaled = {
-                    **params,
-                    "variance": variance * factor,
-                    "log_var": ops.log(variance * factor),
-                }
+                log_var = ops.log(variance * factor)
+                scaled = {**params, "variance": variance * factor, "log_var": log_var}
                 return ops.sum(self._log_like_map(batch, scaled), axis=(1, 2, 3))
 
             log_like = ops.transpose(ops.map(at_factor, factors))

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from astrovae._batches import as_source
 from astrovae._progress import progress_bar
+from astrovae._sources import as_source
 from astrovae._validation import check_positive_int
 from astrovae.models._inference import ACTIVE_VARIANCE
 from astrovae.ops import gaussian_kl

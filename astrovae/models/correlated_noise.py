@@ -153,6 +153,7 @@ class CorrelatedGaussianLikelihood(GaussianLikelihood):
     def get_config(self):
         config = super().get_config()
         config.pop("beta_nll")
+        config.pop("profile")
         return {"correlation": self.correlation.tolist(), **config}
 
     def _power(self, ny, nx):

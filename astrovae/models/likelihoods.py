@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """How pixels scatter around the galaxy that a decoder paints."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -18,6 +20,9 @@ __all__ = [
 _RELATIVE_FLOOR = 1e-6
 # the published exp of Regier et al. overflows; exp(+-20) spans 17 decades
 _LOG_VAR_LIMIT = 20.0
+# mean squared residuals below this are rounding errors of float32, for pixels
+# of order one
+_SMALLEST_NOISE = 1e-12
 # so that a pixel that contradicts the model has a finite likelihood: float32
 # resolves 1 - p to 6e-8
 _SMALLEST_PROBABILITY = 1e-6
@@ -148,10 +153,7 @@ class Likelihood:
         tensor, shape (n,)
             Sums over the valid pixels.
         """
-        if mask is None:
-            valid = ops.ones_like(params["mean"])
-        else:
-            valid = 1.0 - ops.cast(mask, "float32")
+        valid = None if mask is None else ops.logical_not(mask)
         return weighted_sum(self.log_prob_map(image, params, error, valid), valid)
 
     def get_config(self):
@@ -192,6 +194,12 @@ class GaussianLikelihood(Likelihood):
         Between 0, training by likelihood, and 1, training of the mean as if
         all pixels of a galaxy had the same variance. Reported likelihoods are
         always the true ones.
+    profile : float, optional
+        In training, add this many times the log-likelihood that each band of
+        a galaxy would have at its own best constant noise level (with known
+        noise: multiple of it): ``-m / 2 * (log(2 pi MSE) + 1)`` for ``m`` valid
+        pixels. So every galaxy is to be painted as well as it can be, faint
+        and bright ones alike, whatever the variance says.
 
     References
     ----------
@@ -216,6 +224,7 @@ class GaussianLikelihood(Likelihood):
         sigma_floor=0.0,
         transform="softplus",
         beta_nll=0.0,
+        profile=0.0,
     ):
         if sigma_floor < 0:
             msg = f"sigma_floor must not be negative, got {sigma_floor}."
@@ -224,6 +233,10 @@ class GaussianLikelihood(Likelihood):
         if not 0 <= beta_nll <= 1:
             msg = f"beta_nll must be between 0 and 1, got {beta_nll}."
             raise ValueError(msg)
+        if not profile >= 0:
+            msg = f"profile must not be negative, got {profile}."
+            raise ValueError(msg)
+        self.profile = float(profile)
         self.sigma_floor = float(sigma_floor)
         self.beta_nll = float(beta_nll)
         self.transform = check_option("transform", transform, ("softplus", "exp"))
@@ -318,7 +331,8 @@ class GaussianLikelihood(Likelihood):
         With ``beta_nll`` it is the log-likelihood of each pixel times
         ``variance**beta_nll``, relative to its mean over the galaxy and
         without gradient: pixels that are painted badly then do not escape by
-        calling themselves noisy.
+        calling themselves noisy. With ``profile``, the log-likelihood at the best
+        noise level of the galaxy is added, shared between its valid pixels.
 
         Parameters
         ----------
@@ -337,13 +351,25 @@ class GaussianLikelihood(Likelihood):
             Terms whose sum over valid pixels is maximised.
         """
         terms = super().objective_map(image, params, valid, error, terms)
-        if self.beta_nll == 0.0:
+        if self.beta_nll == 0.0 and self.profile == 0.0:
             return terms
-        variance = self.variance(params, error)
-        weight = ops.multiply(valid, ops.power(variance, self.beta_nll))
+        valid = ops.ones_like(image) if valid is None else ops.cast(valid, "float32")
         count = ops.maximum(ops.sum(valid, axis=(1, 2), keepdims=True), 1.0)
-        mean = ops.sum(weight, axis=(1, 2), keepdims=True) / count
-        return terms * ops.stop_gradient(weight / ops.maximum(mean, 1e-30))
+        if self.beta_nll > 0.0:
+            variance = self.variance(params, error)
+            weight = ops.multiply(valid, ops.power(variance, self.beta_nll))
+            mean = ops.sum(weight, axis=(1, 2), keepdims=True) / count
+            terms = terms * ops.stop_gradient(weight / ops.maximum(mean, 1e-30))
+        if self.profile > 0.0:
+            noise = ops.ones_like(image) if error is None else error
+            residual = ops.divide(ops.subtract(image, params["mean"]), noise)
+            squares = ops.where(valid > 0, ops.square(residual), 0.0)
+            mean = ops.sum(squares, axis=(1, 2), keepdims=True) / count
+            # a galaxy that is painted exactly has no best noise level
+            mean = mean + _SMALLEST_NOISE
+            level = -0.5 * (ops.log(2.0 * math.pi * mean) + 1.0) - ops.log(noise)
+            terms = terms + self.profile * level
+        return terms
 
     def _check_noise(self, error):
         if error is None and not self.learn_variance and self.sigma_floor == 0:
@@ -361,6 +387,7 @@ class GaussianLikelihood(Likelihood):
             "sigma_floor": self.sigma_floor,
             "transform": self.transform,
             "beta_nll": self.beta_nll,
+            "profile": self.profile,
         }
 
 

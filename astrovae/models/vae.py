@@ -5,7 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from astrovae._batches import as_source
+from astrovae._sources import as_source
 from astrovae._validation import check_option, check_positive_int, check_shape
 from astrovae.layers import (
     GaussianPrior,
@@ -14,11 +14,17 @@ from astrovae.layers import (
     PSFConvolution,
 )
 from astrovae.models._inference import LatentModel
+from astrovae.models._masks import (
+    count_pixels,
+    hide_pixels,
+    seen_pixels,
+    valid_pixels,
+)
 from astrovae.models._posteriors import POSTERIORS, choose
 from astrovae.models.correlated_noise import UnmaskedSource
 from astrovae.models.likelihoods import GaussianLikelihood
 from astrovae.models.networks import DenseDecoder, DenseEncoder
-from astrovae.ops import fit_canvas, weighted_sum
+from astrovae.ops import arcsinh, fit_canvas, weighted_sum
 
 __all__ = ["VAE"]
 
@@ -288,7 +294,11 @@ class VAE(LatentModel):
         posterior need not be that of the prior, which may be slow to compute.
         """
         raw = batch["posterior"] if "posterior" in batch else self._raw(batch)
-        measured = ops.any(_valid(batch) > 0, axis=(1, 2, 3))
+        seen = seen_pixels(batch)
+        if seen is None:
+            measured = ops.ones_like(batch["image"][:, 0, 0, 0], dtype="bool")
+        else:
+            measured = ops.any(seen, axis=(1, 2, 3))
         moments = [ops.zeros((self.latent_dim,))] * 2
         if not training:
             moments = [ops.stop_gradient(part) for part in self.prior.moments()]
@@ -314,28 +324,26 @@ class VAE(LatentModel):
 
     def _planes(self, batch):
         """What the encoder sees: pixels, and side information beside them."""
-        image, valid = batch["image"], _valid(batch)
-        image = ops.where(valid > 0, image, 0.0)
+        seen = seen_pixels(batch)
+        image = hide_pixels(batch["image"], seen)
         if self.stretch == "asinh":
-            planes = [ops.arcsinh(image / self._noise)]
+            planes = [arcsinh(image / self._noise)]
         else:
             planes = [image / self._scale]
         if "mask" in self.side_inputs:
-            planes.append(valid)
+            planes.append(valid_pixels(image, seen))
         if "error" in self.side_inputs:
-            error = ops.where(valid > 0, batch["error"], 1.0)
+            error = hide_pixels(batch["error"], seen, 1.0)
             log_error = ops.log(error / self._noise)
             log_error = ops.clip(log_error, -_LOG_ERROR_LIMIT, _LOG_ERROR_LIMIT)
-            planes.append(ops.where(valid > 0, log_error, 0.0))
+            planes.append(hide_pixels(log_error, seen))
         planes = ops.concatenate(planes, axis=-1) if planes[1:] else planes[0]
         if self.pose:
             planes = self.to_aligned((planes, batch["pose"][:, :4]))
         if "psf" in self.side_inputs:
             planes = ops.concatenate([planes, self._psf_plane(batch)], axis=-1)
         if "bands" in self.side_inputs:
-            present = ops.cast(
-                ops.any(valid > 0, axis=(1, 2), keepdims=True), "float32"
-            )
+            present = ops.max(valid_pixels(image, seen), axis=(1, 2), keepdims=True)
             shape = (*planes.shape[1:3], present.shape[-1])
             present = present * ops.ones((1, *shape))
             planes = ops.concatenate([planes, present], axis=-1)
@@ -357,7 +365,7 @@ class VAE(LatentModel):
         )
         return self.to_aligned((psf, turn))
 
-    def _decode_batch(self, z, batch=None):
+    def _decode_batch(self, z, batch=None, training=False):
         """
         Pixel distribution in units of the image scale.
 
@@ -365,11 +373,10 @@ class VAE(LatentModel):
         """
         maps = self.decoder(ops.cast(z, self.compute_dtype))
         params = self.likelihood.parameters(maps, self._scale)
-        params = {
-            **params,
-            "variance": self.likelihood.variance(params) * self._variance_factor,
-            "log_var": params["log_var"] + ops.log(self._variance_factor),
-        }
+        if not training:
+            params = _with_variance(
+                params, self.likelihood.variance(params) * self._variance_factor
+            )
         return params if batch is None else self._observe(params, batch)
 
     def _observe(self, params, batch):
@@ -394,24 +401,22 @@ class VAE(LatentModel):
             mean = self.blur((mean, batch["psf"]))
         shape = self.image_shape[:2]
         mean, learned = fit_canvas(mean, shape), fit_canvas(learned, shape)
-        variance = learned + floor
-        log_var = ops.log(variance)
-        return {**params, "mean": mean, "variance": variance, "log_var": log_var}
+        return _with_variance({**params, "mean": mean}, learned + floor)
 
     def _pixels(self, batch):
         """Image and error in units of the image scale; masked ones harmless."""
-        valid, error = _valid(batch) > 0, batch.get("error")
-        image = ops.where(valid, batch["image"], 0.0) / self._scale
+        seen, error = seen_pixels(batch), batch.get("error")
+        image = hide_pixels(batch["image"], seen) / self._scale
         if error is not None:
-            error = ops.where(valid, error, 1.0) / self._scale
+            error = hide_pixels(error, seen, 1.0) / self._scale
         return image, error
 
     def _log_like_map(self, batch, params):
         """Log-likelihood of each pixel in its own unit; masked ones give 0."""
         image, error = self._pixels(batch)
-        valid = _valid(batch)
-        terms = self.likelihood.log_prob_map(image, params, error, valid)
-        return ops.where(valid > 0, terms - ops.log(self._scale), 0.0)
+        seen = seen_pixels(batch)
+        terms = self.likelihood.log_prob_map(image, params, error, seen)
+        return hide_pixels(terms - ops.log(self._scale), seen)
 
     def call(self, inputs, training=False):
         """
@@ -436,28 +441,29 @@ class VAE(LatentModel):
         z = mean = posterior["mean"]
         if self.posterior != "delta":
             z = self.sampling((mean, posterior.get("scale_tril", posterior["log_var"])))
-        params = self._decode_batch(z, inputs)
-        valid = _valid(inputs)
+        params = self._decode_batch(z, inputs, training)
+        seen = seen_pixels(inputs)
         image, error = self._pixels(inputs)
-        terms = self.likelihood.log_prob_map(image, params, error, valid)
+        terms = self.likelihood.log_prob_map(image, params, error, seen)
+        log_like = weighted_sum(terms, seen)
         if training and self._plain.noisier:
             noisier = self._noisier(params)
-            objective = self.likelihood.objective_map(image, noisier, valid, error)
+            objective = self.likelihood.objective_map(image, noisier, seen, error)
         else:
-            objective = self.likelihood.objective_map(
-                image, params, valid, error, terms
-            )
+            objective = self.likelihood.objective_map(image, params, seen, error, terms)
+        # usually, they are the same
+        objective = log_like if objective is terms else weighted_sum(objective, seen)
         # the change of unit of each pixel, and squares in the unit of the pixels
-        count = ops.sum(valid, axis=(1, 2))
+        count = count_pixels(image, seen)
         shift = ops.sum(count * ops.log(self._scale), axis=-1)
-        residual = ops.where(valid > 0, ops.subtract(image, params["mean"]), 0.0)
+        residual = hide_pixels(ops.subtract(image, params["mean"]), seen)
         squares = ops.sum(ops.square(residual), axis=(1, 2)) * ops.square(self._scale)
-        log_like = weighted_sum(terms, valid) - shift
+        log_like = log_like - shift
         kl_terms = self.family.kl_terms(self.prior, posterior, z)
         kl = ops.sum(kl_terms, axis=-1)
         return {
             **posterior,
-            "objective": weighted_sum(objective, valid),
+            "objective": objective,
             "log_like": log_like,
             "kl_terms": kl_terms,
             "kl": kl,
@@ -469,8 +475,7 @@ class VAE(LatentModel):
     def _noisier(self, params):
         """Pixel distribution with the noise that training adds at first."""
         extra = ops.square(self._extra_sigma) + 1e-20
-        variance = self.likelihood.variance(params) + extra
-        return {**params, "variance": variance, "log_var": ops.log(variance)}
+        return _with_variance(params, self.likelihood.variance(params) + extra)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -500,6 +505,8 @@ class VAE(LatentModel):
     def _prepare_training(self, source):
         super()._prepare_training(source)
         self._num_galaxies.assign(len(source))
+        # training undoes a calibration
+        self._variance_factor.assign(1.0)
 
     @property
     def needs(self):
@@ -593,8 +600,6 @@ class VAE(LatentModel):
         return cls(**config)
 
 
-def _valid(batch):
-    """1 for the pixels that count, 0 for masked ones."""
-    if batch.get("mask") is None:
-        return ops.ones_like(batch["image"])
-    return 1.0 - ops.cast(batch["mask"], "float32")
+def _with_variance(params, variance):
+    """Change the variance of pixel distributions."""
+    return {**params, "variance": variance, "log_var": ops.log(variance)}

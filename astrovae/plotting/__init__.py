@@ -12,6 +12,7 @@ from astrovae.plotting.catalogs import (
     plot_error_histogram,
     plot_history,
     plot_latents,
+    plot_win_rates,
 )
 from astrovae.plotting.galaxies import (
     plot_cutouts,
@@ -26,4 +27,5 @@ __all__ = [
     "plot_latents",
     "plot_reconstructions",
     "plot_traversals",
+    "plot_win_rates",
 ]

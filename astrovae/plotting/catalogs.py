@@ -13,6 +13,7 @@ from astrovae.plotting._display import (
     NOTE,
     ORANGE,
     PALE,
+    SKY,
     SMALL,
     WIDTH,
     add_axes,
@@ -24,7 +25,12 @@ from astrovae.plotting._display import (
     to_colors,
 )
 
-__all__ = ["plot_error_histogram", "plot_history", "plot_latents"]
+__all__ = [
+    "plot_error_histogram",
+    "plot_history",
+    "plot_latents",
+    "plot_win_rates",
+]
 
 
 def plot_latents(table, stack, *, x=None, y=None, prefix="", n_columns=13, rgb=None):
@@ -273,6 +279,126 @@ def _error_panel(ax, values, held_out, edges, *, legend=False):
             ax.text(0, 0.96, text, transform=where, ha=side, **style)
     ax.set_title(title, fontsize=10, loc="left")
     tidy(ax)
+
+
+def plot_win_rates(rates, *, bands=None):
+    """
+    Show how often models are better than each baseline.
+
+    Parameters
+    ----------
+    rates : `~astropy.table.Table`
+        As given by `~astrovae.baselines.compare` or
+        `~astrovae.baselines.win_rates`.
+    bands : sequence of str, optional
+        Names of the bands, by default their numbers.
+
+    Returns
+    -------
+    figure : `~matplotlib.figure.Figure`
+        A panel for the squared error and, if it was compared, one for the
+        likelihood: the share of galaxies that each model describes better,
+        with its interval. Beyond one half, the model is better.
+
+    Raises
+    ------
+    ValueError
+        If no rate is known.
+
+    Examples
+    --------
+    >>> from astropy.table import Table
+    >>> from astrovae.baselines import compare
+    >>> from astrovae.plotting import plot_win_rates
+    >>> table = Table({"pca_mse": [1.0, 2.0, 0.5], "gauss_mse": [1.5, 1.0, 2.0]})
+    >>> figure = plot_win_rates(compare(table))
+    """
+    known = rates[np.isfinite(rates["rate"])]
+    if not len(known):
+        msg = "rates has no rate: no galaxy was measured by both model and baseline."
+        raise ValueError(msg)
+    labels = [_win_label(row, bands) for row in known]
+    order = list(dict.fromkeys(labels))
+    models = list(dict.fromkeys(_cell(row, "model", "vae") for row in known))
+    quantities = [name for name in ("mse", "like") if name in known["quantity"]]
+    height = 1.3 + 0.28 * len(order)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    titles = {"mse": "Squared error", "like": "Likelihood"}
+    for ax, quantity in zip(axes, quantities):
+        for i, model in enumerate(models):
+            rows = [
+                (order.index(label), row)
+                for label, row in zip(labels, known)
+                if row["quantity"] == quantity and _cell(row, "model", "vae") == model
+            ]
+            _win_panel(ax, rows, model, i, len(models))
+        ax.axvline(50, color=PALE, linewidth=1, zorder=0)
+        ax.set(xlim=(0, 100), xlabel="galaxies that the model describes better [%]")
+        ax.set_title(titles[quantity], loc="left", fontsize=10)
+        tidy(ax)
+    axes[0].set_yticks(range(len(order)), order, fontsize=SMALL)
+    axes[0].set_ylim(len(order) - 0.4, -0.6)
+    if len(models) > 1:
+        axes[0].legend(frameon=False, fontsize=SMALL)
+    figure.suptitle(
+        f"Win rates of {' and '.join(_MODEL_NAMES.get(m, m) for m in models)}",
+        x=0.1 / WIDTH,
+        ha="left",
+        fontsize=12,
+        fontweight="bold",
+    )
+    return figure
+
+
+_MODEL_NAMES = {"vae": "the model", "pca": "principal components"}
+_BASELINE_NAMES = {"gauss": "Gaussian", "sersic": "Sérsic", "pca": "PCA"}
+
+
+def _cell(row, name, default):
+    """A value of a row, or a default if there is no such column."""
+    return str(row[name]) if name in row.colnames else default
+
+
+def _win_label(row, bands):
+    """What a model is compared with, and in which band."""
+    name = _cell(row, "baseline", "gauss")
+    label = _BASELINE_NAMES.get(name, name)
+    label += " plus constant" if row["background"] else ""
+    band = int(row["band"])
+    if band >= 0:
+        label += f", {bands[band] if bands is not None else f'band {band}'}"
+    return label
+
+
+def _win_panel(ax, rows, model, index, n_models):
+    """Draw the rates of one model, a little apart from those of others."""
+    if not rows:
+        return
+    shift = 0.3 * (index - 0.5 * (n_models - 1))
+    place = np.array([position for position, _ in rows]) + shift
+    rate, low, high = (
+        100 * np.array([row[name] for _, row in rows])
+        for name in ("rate", "low", "high")
+    )
+    color = (BLUE, ORANGE, SKY)[index % 3]
+    errors = np.maximum([rate - low, high - rate], 0)
+    label = _MODEL_NAMES.get(model, model)
+    style = {"fmt": "o", "markersize": 4, "color": color, "elinewidth": 1.5}
+    ax.errorbar(rate, place, xerr=errors, label=label, **style)
+    for at, value, left, right in zip(place, rate, low, high):
+        # where there is room
+        beside = right < 85
+        text = f" {value:.1f} " + "%"
+        ax.text(
+            right + 1 if beside else left - 1,
+            at,
+            text,
+            ha="left" if beside else "right",
+            va="center",
+            fontsize=SMALL - 1,
+            color=color,
+        )
 
 
 def plot_history(history):

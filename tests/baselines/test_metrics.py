@@ -1,11 +1,14 @@
 """Tests of win rates."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from astropy.table import MaskedColumn, Table
 from numpy.testing import assert_allclose
 
-from astrovae.baselines import win_rates
+from astrovae.baselines import EigenGalaxies, GaussianFit, compare, metrics, win_rates
+from astrovae.datasets import make_galaxies
 
 
 @pytest.fixture
@@ -58,3 +61,114 @@ def test_missing_columns_are_named():
     """It says how to get them."""
     with pytest.raises(ValueError, match=r"no vae_mse and no gauss_mse; add_baselines"):
         win_rates(Table({"id": [1]}))
+
+
+class Meter:
+    """Something with measure, which gives the columns that it was made of."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def measure(self, stack):
+        return dict(self.columns)
+
+
+class Painter(Meter):
+    """A model whose variance is at the floor in some pixels."""
+
+    scale = np.array([2.0, 3.0])
+
+    def __init__(self, columns, low):
+        super().__init__(columns)
+        self.low = low
+        self.likelihood = SimpleNamespace(learn_variance=True, floor=self.floor)
+
+    def floor(self, scale):
+        return np.full(2, 0.25)
+
+    def reconstruct(self, batch):
+        low = self.low[batch["image"][:, 0, 0, 0].astype(int)]
+        floor = 0.25 * self.scale**2
+        return {"log_var": np.log(np.where(low, 1.5 * floor, 2.5 * floor))}
+
+
+@pytest.fixture
+def meters(rng):
+    """Columns of a model and of three baselines for 30 galaxies in two bands."""
+    names = {
+        "vae": ("vae_mse", "vae_log_like"),
+        "gauss": [
+            f"gauss_{name}{suffix}"
+            for suffix in ("", "_background")
+            for name in ("mse", "log_like")
+        ],
+        "sersic": ("sersic_mse", "sersic_log_like"),
+        "pca": ("pca_mse", "pca_log_like"),
+    }
+    return {
+        key: Meter({name: rng.normal(size=(30, 2)) ** 2 for name in columns})
+        for key, columns in names.items()
+    }
+
+
+def test_comparison_has_every_pair(meters):
+    """Model and principal components against everything else, as win_rates has it."""
+    images = np.zeros((30, 4, 5, 2))
+    model, *baselines = meters.values()
+    rates = compare(images, model, baselines)
+    table = Table({k: v for meter in meters.values() for k, v in meter.columns.items()})
+    pairs = [("vae", "gauss"), ("vae", "sersic"), ("vae", "pca")]
+    pairs += [("pca", "gauss"), ("pca", "sersic")]
+    assert list(dict.fromkeys(zip(rates["model"], rates["baseline"]))) == pairs
+    for ours, theirs in pairs:
+        some = rates[(rates["model"] == ours) & (rates["baseline"] == theirs)]
+        expected = win_rates(table, model=ours, baseline=theirs)
+        assert set(some["quantity"]) == ({"mse", "like"} if ours == "vae" else {"mse"})
+        for name in expected.colnames:
+            assert list(some[name]) == list(expected[name])
+        gain = table[f"{theirs}_mse"] - table[f"{ours}_mse"]
+        assert some["n_wins"][0] == (gain.sum(axis=1) > 0).sum()
+    assert np.isnan(rates["floor_share"]).all()
+    again = compare(table)
+    assert again.colnames == rates.colnames
+    assert list(again["rate"]) == list(rates["rate"])
+
+
+def test_share_of_pixels_at_the_floor(meters, rng, monkeypatch):
+    """Valid pixels of the galaxies that are counted, for each band."""
+    monkeypatch.setattr(metrics, "_CHUNK", 7)
+    low, mask = rng.random((2, 30, 4, 5, 2)) < 0.3
+    images = np.broadcast_to(np.arange(30.0)[:, None, None, None], mask.shape).copy()
+    rows = np.arange(30) < 20
+    mask[:, 0, 0] = False
+    model = Painter(meters["vae"].columns, low)
+    rates = compare(
+        {"image": images, "mask": mask}, model, [meters["gauss"]], rows=rows
+    )
+    share = np.ma.array(low, mask=mask)[rows]
+    for band, expected in ((-1, share), (0, share[..., 0]), (1, share[..., 1])):
+        found = rates["floor_share"][rates["band"] == band]
+        assert_allclose(found, expected.mean())
+    assert set(rates["n"]) == {20}
+
+
+def test_comparison_of_eigengalaxies():
+    """Without a model, principal components are compared; a fit is the default."""
+    _, stack = make_galaxies(40, shape=(12, 12), seed=4)
+    eigen = EigenGalaxies(4).fit(stack[:30])
+    rates = compare(stack[30:], eigen)
+    assert set(rates["model"]) == {"pca"}
+    assert list(rates["background"]) == [False, True]
+    mse = eigen.measure(stack[30:])["pca_mse"]
+    gauss = GaussianFit().measure(stack[30:])["gauss_mse"]
+    assert rates["n_wins"][0] == (mse < gauss).sum()
+
+
+def test_nothing_to_compare(table, meters):
+    """It says what is missing, and what does not go together."""
+    with pytest.raises(ValueError, match=r"nothing to compare.*got \['vae_mse'"):
+        compare(np.zeros((30, 4, 5, 2)), meters["vae"], [])
+    with pytest.raises(ValueError, match="model and baselines are for a stack"):
+        compare(table, baselines=[meters["gauss"]])
+    with pytest.raises(ValueError, match="baseline must be one of 'gauss', 'sersic'"):
+        win_rates(table, baseline="vae")

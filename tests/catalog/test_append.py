@@ -131,6 +131,36 @@ def test_wins_are_those_of_numpy(table, meter, stack):
     assert "baselines:Gauss" in result.meta["astrovae"]["default"]
 
 
+def test_wins_over_every_baseline(table, meter, stack):
+    """Each baseline has its own, also if it is added later; replaced together."""
+
+    class Eigen(Gauss):
+        def measure(self, stack, show_progress=False):
+            columns = super().measure(stack)
+            return {
+                name.replace("gauss", "pca"): columns[name]
+                for name in ("gauss_mse", "gauss_log_like")
+            }
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FlaggedRowsWarning)
+        result = add_baselines(table, stack, [Gauss()], model=meter)
+        result = add_baselines(result, stack, [Eigen()])
+    for name in ("mse", "like"):
+        wins = result[f"vae_beats_pca_{name}"]
+        assert np.ma.allequal(wins, result[f"vae_beats_gauss_{name}"])
+    assert "vae_beats_pca_mse_background" not in result.colnames
+
+    class Worse:
+        def measure(self, stack, show_progress=False):
+            return {key: value * 0 + 1e9 for key, value in meter.measure(stack).items()}
+
+    with pytest.warns(FlaggedRowsWarning):
+        result = add_reconstruction(result, Worse(), stack, overwrite=True)
+    for baseline in ("gauss", "pca"):
+        assert not result[f"vae_beats_{baseline}_mse"].any()
+
+
 def test_units_follow_the_pixels(image, table, meter, stack):
     """Fluxes have the unit of the pixels, squared errors its square."""
     stack = stack.replace(unit="nJy")

@@ -347,3 +347,13 @@ def test_bad_inputs(images, pose):
     """So are shapes that do not fit."""
     with pytest.raises(ValueError, match="expected images"):
         PoseTransform()((np.zeros(images), np.zeros(pose)))
+
+
+def test_without_gradient_is_the_same(rng):
+    """What is left out for exporters is the gradient alone."""
+    images = rng.normal(size=(4, 9, 8, 2)).astype("float32")
+    layer = PoseTransform(frame="aligned")
+    inputs = (images, POSES.astype("float32"))
+    with layer.without_gradient():
+        result = ops.convert_to_numpy(layer(inputs))
+    assert np.array_equal(result, ops.convert_to_numpy(layer(inputs)))

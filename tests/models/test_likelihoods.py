@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy import stats
+from scipy import optimize, stats
 
 from astrovae.models import (
     VAE,
@@ -96,9 +96,59 @@ def test_objective_weights_pixels(pixels):
     assert_allclose(terms, weight / mean * logpdf, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_profile_is_the_likelihood_at_the_best_noise(pixels, known):
+    """For each band of a galaxy, found by a search over noise levels."""
+    tensor = keras.ops.convert_to_tensor
+    error = pixels["error"] if known else None
+    params = {name: tensor(pixels[name]) for name in ("mean", "log_var")}
+    valid = tensor(1.0 - pixels["mask"].astype("float32"))
+    with_profile, without = (
+        keras.ops.convert_to_numpy(
+            GaussianLikelihood(profile=profile).objective_map(
+                tensor(pixels["image"]), params, valid, tensor(error) if known else None
+            )
+        ).astype(float)
+        for profile in (0.5, 0.0)
+    )
+    extra = np.where(pixels["mask"], 0, with_profile - without).sum(axis=(1, 2))
+    residual = (pixels["image"] - pixels["mean"]).astype(float)
+    sigma = error if known else np.ones_like(residual)
+    for i, band in np.ndindex(extra.shape):
+        good = ~pixels["mask"][i, ..., band]
+
+        def surprise(log_level, i=i, band=band, good=good):
+            scale = np.exp(log_level) * sigma[i, ..., band][good]
+            return -stats.norm.logpdf(residual[i, ..., band][good], 0, scale).sum()
+
+        best = -optimize.minimize_scalar(surprise, bounds=(-5, 5)).fun
+        assert_allclose(extra[i, band], 0.5 * best, rtol=1e-4)
+
+
+@pytest.mark.parametrize("profile", [0.0, 1.0])
+def test_profile_of_masked_and_perfect_galaxies(pixels, profile):
+    """Nothing valid, or nothing left: finite, and masked values leave no trace."""
+    likelihood = GaussianLikelihood(profile=profile)
+    tensor = keras.ops.convert_to_tensor
+    params = {name: tensor(pixels[name]) for name in ("mean", "log_var")}
+    valid = 1.0 - pixels["mask"].astype("float32")
+    valid[0] = 0
+    image = np.where(np.arange(3)[:, None, None, None] == 1, pixels["mean"], 0)
+    wild = np.where(valid > 0, image, np.float32(1e30))
+    terms = [
+        keras.ops.convert_to_numpy(
+            likelihood.objective_map(tensor(x), params, tensor(valid))
+        )
+        for x in (image.astype("float32"), wild.astype("float32"))
+    ]
+    assert np.isfinite(terms[0]).all()
+    assert np.array_equal(*(np.where(valid > 0, x, 0) for x in terms))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"profile": -1}, "profile must not be negative"),
         ({"sigma_floor": -1}, "sigma_floor must not be negative"),
         ({"transform": "relu"}, "transform must be one of"),
         ({"beta_nll": 2}, "beta_nll must be between 0 and 1"),
@@ -113,7 +163,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     "likelihood",
     [
-        GaussianLikelihood(False, 0.2, "exp", 0.5),
+        GaussianLikelihood(False, 0.2, "exp", 0.5, 2.0),
         CorrelatedGaussianLikelihood(SLANTED, True, 0.2, "exp"),
         BernoulliLikelihood(),
     ],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy import ndimage, signal
+from sklearn.decomposition import PCA
 
 from astrovae.models import (
     VAE,
@@ -14,6 +15,9 @@ from astrovae.models import (
     ConvEncoder,
     DenseDecoder,
     DenseEncoder,
+    EigenDecoder,
+    EigenEncoder,
+    GaussianLikelihood,
 )
 from checks import LayerCase, check_layer
 
@@ -32,6 +36,15 @@ NETWORK_CASES = {
     ConvDecoder: LayerCase(
         lambda **kwargs: ConvDecoder(
             (9, 10, 2), output_activation="softplus", **SMALL, **kwargs
+        ),
+        ((3,),),
+    ),
+    EigenEncoder: LayerCase(
+        lambda **kwargs: EigenEncoder(6, (7, 7), "tanh", **kwargs), ((5, 6, 2),)
+    ),
+    EigenDecoder: LayerCase(
+        lambda **kwargs: EigenDecoder(
+            (5, 6, 2), 6, 4, (7, 7), trainable_basis=True, **kwargs
         ),
         ((3,),),
     ),
@@ -226,6 +239,104 @@ def test_convolutional_vae_trains(policy, stack):
     assert np.isfinite(history["loss"]).all()
     assert history["loss"][-1] < history["loss"][0]
     assert vae.encode(stack)[0].dtype == np.float32
+
+
+def low_rank(rng, n=60, shape=(6, 7, 2), rank=3):
+    """Images that are sums of a few, of falling importance, around a mean."""
+    pixels = int(np.prod(shape))
+    rows = np.linalg.qr(rng.normal(size=(pixels, rank)))[0].T
+    scores = rng.normal(size=(n, rank)) * 2.0 ** -np.arange(rank)
+    mean = rng.normal(size=pixels)
+    return (mean + scores @ rows).reshape(n, *shape).astype("float32")
+
+
+def test_components_are_those_of_scikit_learn(rng):
+    """Leading components, and the scatter along them, weighted or not."""
+    images = rng.normal(size=(50, 6, 7, 1)) * np.linspace(1, 4, 42).reshape(6, 7, 1)
+    flat = images.reshape(50, -1)
+    encoder = EigenEncoder(5)
+    encoder.build((None, 6, 7, 1))
+    encoder.adapt(images)
+    pca = PCA(5).fit(flat)
+    basis = numpy(encoder.basis)
+    signs = np.sign((basis.T * pca.components_).sum(axis=1))
+    assert_allclose(signs[:, None] * basis.T, pca.components_, atol=2e-3)
+    variance = pca.explained_variance_ * 49 / 50
+    assert_allclose(numpy(encoder.spread) ** 2, variance, rtol=1e-3)
+    # a galaxy of weight two is two galaxies
+    weights = rng.integers(1, 4, 50)
+    encoder.adapt(images, weights=weights)
+    pca.fit(np.repeat(flat, weights, axis=0))
+    found = np.abs((numpy(encoder.basis).T * pca.components_).sum(axis=1))
+    assert_allclose(found, 1, atol=1e-3)
+
+
+def test_missing_pixels_are_filled_in(rng):
+    """Components of images with holes, each elsewhere, are those of whole ones."""
+    images = low_rank(rng, n=200)
+    valid = (rng.random(images.shape) > 0.1).astype("float32")
+    whole, holes = EigenDecoder((6, 7, 2), 3, 0), EigenDecoder((6, 7, 2), 3, 0)
+    for decoder in (whole, holes):
+        decoder.build((None, 3))
+    whole.adapt(images)
+    holes.adapt(images * valid, valid)
+    overlap = np.linalg.svd(numpy(whole.basis).T @ numpy(holes.basis))[1]
+    assert overlap.min() > 0.97
+    wrong = EigenDecoder((6, 7, 2), 3, 0)
+    wrong.build((None, 3))
+    wrong.adapt(images * valid)
+    assert np.linalg.svd(numpy(whole.basis).T @ numpy(wrong.basis))[1].min() < 0.9
+
+
+def test_eigen_networks_begin_as_principal_components(rng):
+    """The decoder paints the component sums, but for its small hidden part."""
+    images = low_rank(rng)
+    encoder, decoder = EigenEncoder(4), EigenDecoder((6, 7, 4), 4, 2)
+    encoder.build((None, 6, 7, 2))
+    decoder.build((None, 3))
+    components = encoder.adapt(images)
+    decoder.adapt(images, components=components)
+    features = numpy(encoder(images))[:, :3]
+    z = 3 * np.sinh(features / 3)
+    maps = numpy(decoder(z))
+    assert_allclose(maps[..., :2], images, atol=0.02 * images.std())
+    # what is left of the images is what the variance maps begin with
+    assert numpy(keras.ops.softplus(decoder.variance.bias)).max() < 1e-4
+
+
+def test_fewer_images_than_components(rng):
+    """Components that cannot be found paint nothing, and are finite."""
+    images = low_rank(rng, n=5)
+    encoder, decoder = EigenEncoder(64), EigenDecoder((6, 7, 4), 64)
+    encoder.build((None, 6, 7, 2))
+    decoder.build((None, 2))
+    decoder.adapt(images, components=encoder.adapt(images))
+    assert np.isfinite(numpy(encoder(images))).all()
+    assert np.isfinite(numpy(decoder(np.ones((1, 2), "float32")))).all()
+    assert not numpy(decoder.basis)[:, 5:].any()
+    with pytest.raises(ValueError, match="expected images of 84 values, got 42"):
+        encoder.adapt(images[..., :1])
+    with pytest.raises(ValueError, match="even number of channels, got 3"):
+        EigenDecoder((6, 7, 3))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_eigen_vae_trains(policy, stack):
+    """The loss falls, with masks and the profile likelihood, in any precision."""
+    shape = stack.image_shape
+    vae = VAE(
+        shape,
+        latent_dim=2,
+        encoder=EigenEncoder(16, (32, 32), dtype=policy),
+        decoder=EigenDecoder((*shape[:2], 4), 16, 4, (32, 32), dtype=policy),
+        likelihood=GaussianLikelihood(profile=1.0),
+        dtype=policy,
+        seed=1,
+    )
+    vae.compile(keras.optimizers.Adam(3e-3))
+    history = vae.fit(stack, batch_size=20, epochs=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_units_must_be_positive():
