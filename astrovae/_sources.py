@@ -10,9 +10,9 @@ import functools
 
 import numpy as np
 
-from astrovae._validation import clean_batch
+from astrovae._validation import check_positive_int, clean_batch
 
-__all__ = ["Arrays", "as_source"]
+__all__ = ["Arrays", "EvenlySpaced", "as_source"]
 
 
 class Arrays:
@@ -87,3 +87,29 @@ def as_source(inputs):
         )
         raise TypeError(msg)
     return Arrays({"image": array})
+
+
+class EvenlySpaced:
+    """
+    Some rows of a source, from the first to the last.
+
+    Parameters
+    ----------
+    inputs : source of batches, or what `as_source` makes one of
+        The galaxies.
+    max_galaxies : int
+        Use at most this many.
+    """
+
+    def __init__(self, inputs, max_galaxies):
+        self.source = as_source(inputs)
+        check_positive_int("max_galaxies", max_galaxies)
+        number = min(max_galaxies, len(self.source))
+        self.rows = np.linspace(0, len(self.source) - 1, number).astype(int)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, indices):
+        """Read the rows ``indices`` of those chosen."""
+        return self.source.batch(self.rows[indices])

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from astrovae._progress import progress_bar
-from astrovae._sources import as_source
+from astrovae._sources import EvenlySpaced
 from astrovae._validation import check_positive_int
 from astrovae.models._inference import ACTIVE_VARIANCE
 from astrovae.ops import gaussian_kl
@@ -60,22 +60,6 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._bar.__exit__(None, None, None)
-
-
-class _Some:
-    """Evenly spaced rows of a source."""
-
-    def __init__(self, inputs, max_galaxies):
-        self.source = as_source(inputs)
-        check_positive_int("max_galaxies", max_galaxies)
-        number = min(max_galaxies, len(self.source))
-        self.rows = np.linspace(0, len(self.source) - 1, number).astype(int)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def batch(self, indices):
-        return self.source.batch(self.rows[indices])
 
 
 class MixtureInitialization(keras.callbacks.Callback):
@@ -144,7 +128,7 @@ class MixtureInitialization(keras.callbacks.Callback):
         self.epochs = check_positive_int("epochs", epochs, minimum=0)
         self.num_restarts = check_positive_int("num_restarts", num_restarts)
         self.seed, self.batch_size = seed, batch_size
-        self._source = _Some(inputs, max_galaxies)
+        self._source = EvenlySpaced(inputs, max_galaxies)
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model.prior, "initialize_from_gmm"):
@@ -232,7 +216,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         super().__init__()
         self.every = check_positive_int("every", every)
         self.batch_size = batch_size
-        self._source = _Some(inputs, max_galaxies)
+        self._source = EvenlySpaced(inputs, max_galaxies)
         self._last = {}
 
     def on_epoch_end(self, epoch, logs=None):

@@ -186,7 +186,11 @@ class _EigenNetwork(keras.layers.Layer):
         self.basis.assign(np.pad(rows.T, ((0, 0), missing)))
         self.mean.assign(np.pad(mean, missing))
         self.spread.assign(np.pad(spread, missing, constant_values=1.0))
+        self._adapt_variance(images, valid, weights, components)
         return components
+
+    def _adapt_variance(self, images, valid, weights, components):
+        """Nothing, for networks that give no variance."""
 
     def get_config(self):
         return {
@@ -350,18 +354,10 @@ class EigenDecoder(_EigenNetwork):
     def _coefficients(self, images, components):
         return components[2]
 
-    def adapt(self, images, valid=None, weights=None, components=None):
-        components = super().adapt(images, valid, weights, components)
-        if self.variance_rank:
-            self.variance.bias.assign(
-                _softplus_inverse(
-                    self._residual_variance(images, valid, weights, components)
-                )
-            )
-        return components
-
-    def _residual_variance(self, images, valid, weights, components):
-        """Mean squared error of the leading components, by pixel."""
+    def _adapt_variance(self, images, valid, weights, components):
+        """Begin with the mean squared error of the leading components, by pixel."""
+        if not self.variance_rank:
+            return
         center, rows, coefficients = components
         leading = self.linear.kernel.shape[0]
         painted = center + coefficients[:, :leading] @ rows[:leading]
@@ -371,7 +367,8 @@ class EigenDecoder(_EigenNetwork):
         if valid is not None:
             weight = weight * np.reshape(valid, painted.shape)
         total = np.maximum((weight * np.ones_like(squares)).sum(axis=0), 1.0)
-        return (weight * squares).sum(axis=0) / total
+        variance = (weight * squares).sum(axis=0) / total
+        self.variance.bias.assign(_softplus_inverse(variance))
 
     def build(self, input_shape):
         latent_dim = input_shape[-1]

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from astrovae._sources import as_source
+from astrovae._sources import EvenlySpaced, as_source
 from astrovae._validation import check_option, check_positive_int, check_shape
 from astrovae.layers import (
     GaussianPrior,
@@ -13,6 +13,7 @@ from astrovae.layers import (
     PoseTransform,
     PSFConvolution,
 )
+from astrovae.models._adapt import adapt_networks, measure_scales
 from astrovae.models._inference import LatentModel
 from astrovae.models._masks import (
     count_pixels,
@@ -176,8 +177,8 @@ class VAE(LatentModel):
         # training devices, which callbacks set
         self._free_bits = self._constant("free_bits", 0.0, ())
         self._extra_sigma = self._constant("extra_sigma", 0.0, ())
-        # `fit` counts them: penalties of the prior are shared between galaxies
-        self._num_galaxies = self._constant("num_galaxies", np.inf, ())
+        # one over the number of galaxies, when `fit` has counted them
+        self._penalty_weight = self._constant("penalty_weight", 0.0, ())
         self._plain.noisier = False
         self.trackers = {
             name: keras.metrics.Mean(name=name)
@@ -492,7 +493,9 @@ class VAE(LatentModel):
         free = self._free_bits * (self.latent_dim / kl_terms.shape[0])
         kl = ops.sum(ops.where(free > 0.0, ops.maximum(kl_terms, free), kl_terms))
         loss = self._beta * kl - ops.sum(weight * y_pred["objective"]) / total
-        return loss + self.prior.penalty(self._num_galaxies) if training else loss
+        if training:
+            loss = loss + self._penalty_weight * self.prior.penalty(1.0)
+        return loss
 
     # ------------------------------------------------------------------
     # training
@@ -504,7 +507,7 @@ class VAE(LatentModel):
 
     def _prepare_training(self, source):
         super()._prepare_training(source)
-        self._num_galaxies.assign(len(source))
+        self._penalty_weight.assign(1.0 / max(len(source), 1))
         # training undoes a calibration
         self._variance_factor.assign(1.0)
 
@@ -519,9 +522,10 @@ class VAE(LatentModel):
         """
         Measure image scale and noise level on training images.
 
-        `fit` does so the first time. Call it to train a model that was trained
-        on one survey on another one: it then takes the preparation of these
-        images for its own.
+        The first time, networks that begin with principal components find
+        them, too. `fit` does so the first time. Call it to train a model that
+        was trained on one survey on another one: it then takes the preparation
+        of these images for its own.
 
         Parameters
         ----------
@@ -536,30 +540,12 @@ class VAE(LatentModel):
             If no galaxy has a valid pixel.
         """
         source = as_source(inputs)
-        rows = np.unique(
-            np.linspace(0, max(len(source) - 1, 0), max_galaxies).astype(int)
-        )
-        batch = source.batch(rows[: len(source)])
-        pixels = np.ma.array(batch["image"], mask=batch["mask"], dtype=float)
-        if pixels.count() == 0:
-            msg = "no galaxy has a valid pixel: there is nothing to train on."
-            raise ValueError(msg)
-        rms = np.ma.sqrt((pixels**2).mean(axis=(1, 2)))
-        scale = np.ma.median(rms, axis=0).filled(0)
-        if "error" in batch:
-            noise = np.ma.median(
-                np.ma.array(batch["error"], mask=batch["mask"]), axis=(0, 1, 2)
-            ).filled(0)
-        else:
-            noise = 0.1 * scale
-        usable = scale > 0
-        if not usable.any():
-            msg = "all valid pixels are zero: there is nothing to train on."
-            raise ValueError(msg)
-        # a band that is missing everywhere takes the scale of the others
-        scale = np.where(usable, scale, scale[usable].mean())
+        some = EvenlySpaced(source, max_galaxies)
+        scale, noise = measure_scales(some)
         self._scale.assign(scale)
-        self._noise.assign(np.where(noise > 0, noise, 0.1 * scale))
+        self._noise.assign(noise)
+        if not self.adapted:
+            adapt_networks(self, some)
         self.adapted = True
         self._plain.preprocessing = getattr(source, "preprocessing", None)
 

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 from scipy import ndimage, signal
 from sklearn.decomposition import PCA
 
+from astrovae.datasets import make_galaxies
 from astrovae.models import (
     VAE,
     AstroVaDErDecoder,
@@ -351,3 +352,55 @@ def test_units_must_be_positive():
         ConvEncoder(num_blocks=-1)
     with pytest.raises(ValueError, match="patch_size must be a positive integer"):
         ConvDecoder((8, 8, 1), patch_size=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"pose": True, "canvas_shape": (22, 22)}])
+def test_adapted_model_begins_at_principal_components(options):
+    """Before the first step it paints as well as the leading components do."""
+    _, stack = make_galaxies(120, shape=(16, 16), seed=1)
+    pose = np.tile(np.float32([0, 0, 0, 1]), (120, 1))
+    inputs = {"image": stack.data, "pose": pose}
+    canvas = options.get("canvas_shape", (16, 16))
+    vae = VAE(
+        (16, 16, 1),
+        4,
+        EigenEncoder(20, (32,)),
+        EigenDecoder((*canvas, 2), 20, 4, (32,)),
+        seed=1,
+        **options,
+    )
+    vae.adapt(inputs)
+    assert vae.encode(inputs)[0].shape == (120, 4)
+    mse = vae.measure(inputs)["vae_mse"].mean()
+    flat = stack.data.reshape(120, -1).astype(float)
+    centered = flat - flat.mean(0)
+    _, _, rows = np.linalg.svd(centered, full_matrices=False)
+    residual = centered - centered @ rows[:4].T @ rows[:4]
+    assert mse < 1.3 * np.square(residual).mean()
+    # one adapted already keeps what it knows
+    before = vae.decoder.get_weights()
+    vae.adapt({"image": 2 * stack.data, "pose": pose})
+    for old, new in zip(before, vae.decoder.get_weights(), strict=True):
+        assert np.array_equal(old, new)
+
+
+def test_adapting_with_side_inputs_masks_and_errors():
+    """Side information is among the components of the encoder alone."""
+    _, stack = make_galaxies(60, shape=(16, 16), seed=1)
+    mask = stack.mask.copy()
+    mask[:, :3, 4:8] = True
+    mask[7] = True
+    stack = stack.replace(mask=mask)
+    vae = VAE(
+        stack.image_shape,
+        3,
+        EigenEncoder(10, (16,)),
+        EigenDecoder((16, 16, 2), 10, 4, (16,)),
+        side_inputs=("mask", "error"),
+        stretch="asinh",
+        seed=1,
+    )
+    vae.adapt(stack)
+    columns = vae.measure(stack)
+    assert np.isfinite(np.delete(columns["vae_elbo"], 7)).all()
+    assert np.isfinite(np.concatenate([w.ravel() for w in vae.get_weights()])).all()

@@ -1,0 +1,136 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""What a model learns from its training images before the first step."""
+
+import numpy as np
+from keras import ops
+
+from astrovae._batches import RowFunction
+from astrovae.models._masks import seen_pixels, valid_pixels
+from astrovae.ops import fit_canvas
+
+__all__ = ["adapt_networks", "measure_scales"]
+
+# pixels of the aligned frame count if they rest on valid ones to this share
+_RESTS_ON_VALID = 0.99
+# Posteriors begin narrow, as those of galaxies that are well seen ...
+_INITIAL_LOG_VAR = -4.0
+# ... and near the leading components: what else the encoder knows comes later.
+_SMALL = 0.01
+
+
+def measure_scales(source):
+    """
+    Measure image scale and noise level of each band.
+
+    Parameters
+    ----------
+    source : source of batches
+        Training images, few enough to be read at once.
+
+    Returns
+    -------
+    scale, noise : `~numpy.ndarray`, shape (n_bands,)
+        Median root mean square of the images, and median error, or a tenth of
+        the scale if there are no errors.
+
+    Raises
+    ------
+    ValueError
+        If no galaxy has a valid pixel, or all are zero.
+    """
+    batch = source.batch(np.arange(len(source)))
+    pixels = np.ma.array(batch["image"], mask=batch["mask"], dtype=float)
+    if pixels.count() == 0:
+        msg = "no galaxy has a valid pixel: there is nothing to train on."
+        raise ValueError(msg)
+    rms = np.ma.sqrt((pixels**2).mean(axis=(1, 2)))
+    scale = np.ma.median(rms, axis=0).filled(0)
+    noise = np.zeros_like(scale)
+    if "error" in batch:
+        error = np.ma.array(batch["error"], mask=batch["mask"])
+        noise = np.ma.median(error, axis=(0, 1, 2)).filled(0)
+    usable = scale > 0
+    if not usable.any():
+        msg = "all valid pixels are zero: there is nothing to train on."
+        raise ValueError(msg)
+    # a band that is missing everywhere takes the scale of the others
+    scale = np.where(usable, scale, scale[usable].mean())
+    return scale, np.where(noise > 0, noise, 0.1 * scale)
+
+
+def adapt_networks(model, source):
+    """
+    Let networks that begin with principal components find them.
+
+    An encoder or decoder takes part if it has ``adapt(images, valid, weights,
+    components)``, such as `~astrovae.models.EigenEncoder`. The latents then begin
+    as the coefficients of the leading components.
+
+    Parameters
+    ----------
+    model : `~astrovae.models.VAE`
+        The model, whose scales are known.
+    source : source of batches
+        Training images, few enough to be kept at once.
+    """
+    encoder = getattr(model.encoder, "adapt", None)
+    decoder = getattr(model.decoder, "adapt", None)
+    if encoder is None and decoder is None:
+        return
+
+    def prepare(batch):
+        seen = valid_pixels(batch["image"], seen_pixels(batch))
+        painted, valid = batch["image"] * seen / model._scale, seen
+        if model.pose:
+            painted = model.to_aligned((painted, batch["pose"][:, :4]))
+            share = model.to_aligned.resample_valid(valid, batch["pose"][:, :4])
+            valid = ops.cast(share > _RESTS_ON_VALID, "float32")
+        painted = fit_canvas(painted, model.canvas_shape)
+        valid = fit_canvas(valid, model.canvas_shape)
+        planes = model._planes(batch)
+        # side information counts everywhere
+        side = planes.shape[3] - valid.shape[3]
+        shown = fit_canvas(valid, planes.shape[1:3])
+        ones = ops.ones_like(planes[..., :side])
+        shown = ops.concatenate([shown, ones], axis=-1)
+        return {
+            "planes": planes * shown,
+            "shown": shown,
+            "painted": painted * valid,
+            "valid": valid,
+        }
+
+    found = RowFunction(prepare, model).map(source)
+    weights = _inverse_variances(model, source)
+    components = None
+    if encoder is not None:
+        components = encoder(found["planes"], found["shown"], weights)
+        _start_at_components(model)
+        if found["planes"].shape != found["painted"].shape or model.stretch != "linear":
+            components = None
+    if decoder is not None:
+        decoder(found["painted"], found["valid"], weights, components)
+
+
+def _inverse_variances(model, source):
+    """One over the mean known variance of each galaxy, or None."""
+    batch = source.batch(np.arange(len(source)))
+    if "error" not in batch:
+        return None
+    valid = ~batch["mask"]
+    squares = np.where(valid, np.square(batch["error"] / model.scale), 0.0)
+    count = valid.sum(axis=(1, 2, 3))
+    variance = squares.sum(axis=(1, 2, 3)) / np.maximum(count, 1)
+    # galaxies without pixels say nothing
+    return np.divide(1.0, variance, out=np.zeros(len(count)), where=count > 0)
+
+
+def _start_at_components(model):
+    """Let the first features, the leading components, be the posterior means."""
+    layer, latent_dim = model.posterior_layer, model.latent_dim
+    kernel = _SMALL * ops.convert_to_numpy(layer.kernel)
+    kernel[:latent_dim, :latent_dim] = np.eye(*kernel[:latent_dim, :latent_dim].shape)
+    bias = np.zeros(layer.units)
+    bias[latent_dim : 2 * latent_dim] = _INITIAL_LOG_VAR
+    layer.kernel.assign(kernel)
+    layer.bias.assign(bias)
