@@ -98,11 +98,16 @@ class EpochCallback(keras.callbacks.Callback):
         self.dataset.set_epoch(epoch)
 
 
-def random_flips(batch, rng):
-    """Turn and mirror all planes of each galaxy, one of eight ways at random."""
-    ways = rng.integers(8, size=len(batch["image"]))
+def random_flips(batch, rng, ways=8):
+    """
+    Turn and mirror all planes of each galaxy at random.
+
+    One of eight ways; or, with ``ways=4``, one of those that leave horizontal
+    lines horizontal.
+    """
+    ways = rng.integers(ways, size=len(batch["image"])) * (8 // ways)
     turned = {name: np.array(planes) for name, planes in batch.items()}
-    for way in range(1, 8):
+    for way in np.unique(ways[ways > 0]):
         rows = ways == way
         for name, planes in batch.items():
             if name == "pose":

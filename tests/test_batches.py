@@ -123,6 +123,16 @@ def test_random_flips_turn_poses_with_their_images(rng):
     assert_allclose(after, before, atol=1e-4)
 
 
+def test_mirrors_keep_lines_horizontal(rng):
+    """Four ways, each of them met, and none that turns by a right angle."""
+    image = rng.normal(size=(200, 3, 5, 1))
+    found = random_flips({"image": image}, rng, ways=4)["image"]
+    ways = [image, image[:, ::-1], image[:, :, ::-1], image[:, ::-1, ::-1]]
+    same = [(found == way).all(axis=(1, 2, 3)) for way in ways]
+    assert (np.sum(same, axis=0) == 1).all()
+    assert min(np.sum(same, axis=1)) > 30
+
+
 def test_batches_without_masks(images):
     """Where every pixel counts, and only if it is wished."""
     image = images.copy()

@@ -258,6 +258,32 @@ def _grid(shape, dtype):
 
 def _gather(images, x, y, half, kernel, turn=None):
     """
+    Gather as `_gather_all` does, on a CPU galaxy by galaxy if that is compiled.
+
+    Each galaxy then stays in the cache of the CPU, and XLA does not compute what
+    paints the pixels anew for each of the sums: twice as fast in training.
+    """
+    if not _one_by_one():
+        return _gather_all(images, x, y, half, kernel, turn)
+
+    def gather(galaxy):
+        image, x, y, *turn = (part[None] for part in galaxy)
+        return _gather_all(image, x, y, half, kernel, turn or None)[0]
+
+    n = ops.shape(images)[0]
+    x, y = (ops.broadcast_to(part, (n, part.shape[1])) for part in (x, y))
+    return ops.map(gather, (images, x, y, *(turn or ())))
+
+
+def _one_by_one():
+    if keras.config.backend() == "torch":
+        return False
+    devices = keras.distribution.list_devices()
+    return all(device.startswith("cpu") for device in devices)
+
+
+def _gather_all(images, x, y, half, kernel, turn=None):
+    """
     Add up the pixels around positions, weighted by their distances.
 
     This interpolates. It also is the gradient of interpolating: what reaches

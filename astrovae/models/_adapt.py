@@ -12,6 +12,8 @@ __all__ = ["adapt_networks", "measure_scales"]
 
 # pixels of the aligned frame count if they rest on valid ones to this share
 _RESTS_ON_VALID = 0.99
+# relative to that of the usual galaxy
+_LEAST_VARIANCE = 0.01
 # Posteriors begin narrow, as those of galaxies that are well seen ...
 _INITIAL_LOG_VAR = -4.0
 # ... and near the leading components: what else the encoder knows comes later.
@@ -121,8 +123,9 @@ def _inverse_variances(model, source):
     squares = np.where(valid, np.square(batch["error"] / model.scale), 0.0)
     count = valid.sum(axis=(1, 2, 3))
     variance = squares.sum(axis=(1, 2, 3)) / np.maximum(count, 1)
-    # galaxies without pixels say nothing
-    return np.divide(1.0, variance, out=np.zeros(len(count)), where=count > 0)
+    # galaxies without pixels say nothing, and the brightest not everything
+    least = _LEAST_VARIANCE * np.median(variance[count > 0]) if count.any() else 1.0
+    return np.divide(1.0, variance + least, out=np.zeros(len(count)), where=count > 0)
 
 
 def _start_at_components(model):

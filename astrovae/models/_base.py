@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """What models of galaxy images have in common: doors for data and presets."""
 
+import functools
 from types import SimpleNamespace
 
 import keras
@@ -21,6 +22,11 @@ from astrovae._validation import (
 
 __all__ = ["GalaxyModel"]
 
+_AUGMENT = {
+    None: None,
+    "flips": random_flips,
+    "mirrors": functools.partial(random_flips, ways=4),
+}
 _NEEDS = {
     "error": "the error of each pixel, and these images have none. Give error=... "
     "to make_cutouts or CutoutStack.",
@@ -116,8 +122,9 @@ class GalaxyModel(keras.Model):
             As for `keras.Model.fit`.
         validation_data : `~astrovae.images.CutoutStack`, array or dict, optional
             Galaxies that are not trained on.
-        augment : {None, "flips"}, optional
-            Mirror and turn each batch of square cutouts at random.
+        augment : {None, "flips", "mirrors"}, optional
+            Mirror and turn square cutouts at random, each in one of eight ways;
+            or mirror along x and y alone, as suits galaxies that were aligned.
         shuffle : bool, optional
             Draw the order of galaxies anew for each epoch, by seed and epoch.
 
@@ -131,7 +138,7 @@ class GalaxyModel(keras.Model):
         ValueError
             If there is nothing to train on, or the images do not fit.
         """
-        check_option("augment", augment, (None, "flips"))
+        check_option("augment", augment, _AUGMENT)
         if isinstance(x, keras.utils.PyDataset) or not _is_source_like(x):
             return super().fit(
                 x,
@@ -157,7 +164,7 @@ class GalaxyModel(keras.Model):
             source,
             batch_size,
             seed=seed if shuffle else None,
-            augment=random_flips if augment == "flips" else None,
+            augment=_AUGMENT[augment],
             masks=not getattr(source, "complete", False),
         )
         if validation_data is not None:

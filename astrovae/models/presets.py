@@ -168,6 +168,16 @@ _PRESETS = {
             {"learn_variance": True, "beta_nll": 1.0},
         ),
     },
+    "galaxy_eigen": {
+        "description": "Dense networks between 192 principal components and 8 latents, "
+        "for galaxies with a pose (pose=True, on a canvas sqrt(2) times larger), "
+        "trained to paint faint and bright ones alike: for samples of thousands.",
+        "bibtex": _OURS,
+        "vae": {"latent_dim": 8, "beta": 30.0},
+        "encoder": ("EigenEncoder", {}),
+        "decoder": ("EigenDecoder", {}),
+        "likelihood": ("GaussianLikelihood", {"profile": 3.0}),
+    },
     "galaxy_base": {
         "description": "Residual convolutions on patches, asinh-scaled encoder input, "
         "linear skips, 20 latents, known and learned noise: for cutouts of "
@@ -209,6 +219,7 @@ def list_presets():
     astrovader
     loh2022
     galaxy_small
+    galaxy_eigen
     galaxy_base
     """
     return {name: preset["description"] for name, preset in _PRESETS.items()}

@@ -156,6 +156,7 @@ class VAE(LatentModel):
         frame = self.canvas_shape if self.psf else self.image_shape[:2]
         self.to_aligned = PoseTransform(self.canvas_shape, "aligned")
         self.to_observed = PoseTransform(frame, "observed")
+        self.variance_to_observed = PoseTransform(frame, "observed", "linear")
         self.blur = PSFConvolution()
         n_bands = self.image_shape[2]
         self.likelihood = likelihood or GaussianLikelihood()
@@ -388,16 +389,16 @@ class VAE(LatentModel):
         floor = self.likelihood.floor(self._scale)
         learned = ops.relu(self.likelihood.variance(params) - floor)
         if self.pose:
-            inside = ops.ones_like(mean[..., :1])
-            maps = ops.concatenate([mean, learned, inside], axis=-1)
-            maps = self.to_observed((maps, batch["pose"][:, :4]))
-            mean, learned, inside = ops.split(
-                maps, [mean.shape[-1], 2 * mean.shape[-1]], axis=-1
-            )
+            pose = batch["pose"][:, :4]
+            mean = self.to_observed((mean, pose))
+            # a variance must not be negative, as cubic weights may make it
+            inside = ops.ones_like(learned[..., :1])
+            maps = ops.concatenate([learned, inside], axis=-1)
+            maps = self.variance_to_observed((maps, pose))
+            learned, inside = maps[..., :-1], maps[..., -1:]
             # nothing is known of what lies beyond the canvas: there is sky
-            beyond = ops.relu(1.0 - inside) * ops.square(self._noise / self._scale)
-            # cubic weights may be negative: a variance must not be
-            learned = ops.relu(learned) + beyond
+            sky = ops.square(self._noise / self._scale)
+            learned = learned + ops.relu(1.0 - inside) * sky
         if self.psf:
             mean = self.blur((mean, batch["psf"]))
         shape = self.image_shape[:2]
