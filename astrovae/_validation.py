@@ -53,7 +53,9 @@ def clean_batch(batch):
     Make a batch of planes safe to compute with.
 
     Pixels that are masked, not finite, or whose error is not finite and
-    positive, become masked zeros with an error of one. All arrays become
+    positive, become masked zeros with an error of one; so do those of bands whose
+    PSF is not finite. A pose that is not finite leaves the galaxy as it is. All
+    arrays become
     native float32 (the mask bool). A 3-D image gains a band axis.
 
     Parameters
@@ -84,6 +86,13 @@ def clean_batch(batch):
     image = image.astype(np.float32)  # a copy
     bad = np.isfinite(image)
     np.logical_not(bad, out=bad)
+    psf = batch.get("psf")
+    if psf is not None:
+        psf = np.asarray(psf).astype(np.float32)
+        unusable = ~np.isfinite(psf).all(axis=(1, 2), keepdims=True)
+        # without its PSF, a band cannot be compared with what was painted
+        bad |= unusable
+        np.copyto(psf, 0, where=unusable)
     for name in ("mask", "error"):
         if batch.get(name) is None:
             continue
@@ -101,10 +110,19 @@ def clean_batch(batch):
     if batch.get("error") is not None:
         np.copyto(error, 1, where=bad)
         clean["error"] = error
-    for name in ("psf", "pose"):
-        if batch.get(name) is not None:
-            clean[name] = np.asarray(batch[name]).astype(np.float32)
+    if psf is not None:
+        clean["psf"] = psf
+    if batch.get("pose") is not None:
+        clean["pose"] = _clean_pose(np.asarray(batch["pose"]).astype(np.float32))
     return clean
+
+
+def _clean_pose(pose):
+    """Let galaxies whose pose is not known stay as they are."""
+    unknown = ~np.isfinite(pose).all(axis=1)
+    pose[unknown] = 0
+    pose[unknown, 3:4] = 1
+    return pose
 
 
 def check_preprocessing(expected, found):

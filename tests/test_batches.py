@@ -64,6 +64,7 @@ def test_fit_uses_the_order_of_the_epoch(images):
     from astrovae._batches import EpochCallback
 
     vae = VAE((4, 4, 1), latent_dim=1)
+    vae.adapt(images)
     vae.compile()
     dataset = Spy(as_source(images), 11, seed=0)
     vae.fit(dataset, epochs=3, verbose=0, callbacks=[EpochCallback(dataset)])
@@ -164,3 +165,21 @@ def test_row_function_computes_in_float32(images):
     finally:
         keras.config.set_dtype_policy(policy)
     assert_allclose(result, images.sum(axis=(1, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_psfs_and_poses_are_harmless(images):
+    """A band without PSF is masked; a galaxy without pose stays as it is."""
+    n = len(images)
+    psf = np.full((n, 3, 3, images.shape[-1]), 1 / 9)
+    psf[1, 0, 0, 0] = np.nan
+    pose = np.ones((n, 5))
+    pose[2, 1] = np.inf
+    batch = as_source({"image": images, "psf": psf, "pose": pose}).batch(np.arange(n))
+    assert batch["mask"][1, ..., 0].all()
+    assert batch["mask"].sum() == images[1, ..., 0].size
+    assert np.isfinite(batch["psf"]).all()
+    assert batch["pose"][2].tolist() == [0, 0, 0, 1, 0]
+    assert np.array_equal(batch["pose"][3], np.ones(5))
+    # nothing was changed in place
+    assert np.isnan(psf[1, 0, 0, 0])
+    assert np.isinf(pose[2, 1])

@@ -65,7 +65,8 @@ def adapt_networks(model, source):
     Let networks that begin with principal components find them.
 
     An encoder or decoder takes part if it has ``adapt(images, valid, weights,
-    components)``, such as `~astrovae.models.EigenEncoder`. The latents then begin
+    components)`` and is not yet ``adapted``, such as
+    `~astrovae.models.EigenEncoder`. The latents then begin
     as the coefficients of the leading components.
 
     Parameters
@@ -75,8 +76,10 @@ def adapt_networks(model, source):
     source : source of batches
         Training images, few enough to be kept at once.
     """
-    encoder = getattr(model.encoder, "adapt", None)
-    decoder = getattr(model.decoder, "adapt", None)
+    encoder, decoder = (
+        None if getattr(network, "adapted", True) else network.adapt
+        for network in (model.encoder, model.decoder)
+    )
     if encoder is None and decoder is None:
         return
 

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """What models of galaxy images have in common: doors for data and presets."""
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -139,25 +140,45 @@ class GalaxyModel(keras.Model):
             If there is nothing to train on, or the images do not fit.
         """
         check_option("augment", augment, _AUGMENT)
-        if isinstance(x, keras.utils.PyDataset) or not _is_source_like(x):
-            return super().fit(
+        if isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [callbacks]
+        with self._safe_training():
+            return self._fit(
                 x,
                 y,
+                batch_size=batch_size,
                 epochs=epochs,
                 verbose=verbose,
                 callbacks=callbacks,
                 validation_data=validation_data,
+                augment=augment,
                 shuffle=shuffle,
                 **kwargs,
             )
+
+    @contextlib.contextmanager
+    def _safe_training(self):
+        """Leave nothing behind if training fails; nothing by default."""
+        yield
+
+    def _fit(self, x, y, *, batch_size, validation_data, augment, shuffle, **kwargs):
+        if isinstance(x, keras.utils.PyDataset) or not _is_source_like(x):
+            if not self.adapted:
+                msg = (
+                    "a Keras dataset cannot be measured before it is trained on: call "
+                    "adapt(images) first, or give fit the images themselves."
+                )
+                raise ValueError(msg)
+            return super().fit(
+                x, y, validation_data=validation_data, shuffle=shuffle, **kwargs
+            )
         source = self._training_source(x)
-        if augment == "flips" and self.image_shape[0] != self.image_shape[1]:
-            msg = f"augment='flips' needs square cutouts, got {self.image_shape}."
-            raise ValueError(msg)
-        self._prepare_training(source)
         if len(source) == 0:
             msg = "there are no galaxies: there is nothing to train on."
             raise ValueError(msg)
+        if augment == "flips":
+            self._check_square(source)
+        self._prepare_training(source)
         self._plain.preprocessing = getattr(source, "preprocessing", self.preprocessing)
         seed = 0 if self.seed is None else self.seed
         dataset = BatchDataset(
@@ -171,16 +192,25 @@ class GalaxyModel(keras.Model):
             validation_data = BatchDataset(
                 self._training_source(validation_data), batch_size
             )
+        kwargs["callbacks"] = [EpochCallback(dataset), *(kwargs["callbacks"] or [])]
         return super().fit(
             dataset,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=[EpochCallback(dataset), *(callbacks or [])],
             validation_data=validation_data,
             # Keras would shuffle batches by the global state of Python
             shuffle=False,
             **kwargs,
         )
+
+    def _check_square(self, source):
+        """Refuse planes that cannot be turned by right angles."""
+        planes = source.batch(np.arange(0))
+        for name, plane in planes.items():
+            if plane.ndim == 4 and plane.shape[1] != plane.shape[2]:
+                msg = (
+                    "augment='flips' turns images and needs square ones; the shape "
+                    f"(ny, nx) of {name} is {plane.shape[1:3]}. Use 'mirrors'."
+                )
+                raise ValueError(msg)
 
     def evaluate(self, x=None, y=None, batch_size=128, **kwargs):
         """Evaluate the loss on galaxies; arguments as for `fit`."""
@@ -226,7 +256,9 @@ class GalaxyModel(keras.Model):
             self.adapt(source)
 
     def _map(self, name, function, source, **kwargs):
-        """Run a function of a batch over a source, compiled once."""
+        """Run a function of a batch over a source, compiled once for each name."""
+        if name is None:
+            return RowFunction(function, self).map(source, **kwargs)
         functions = self._plain.functions
         if name not in functions:
             functions[name] = RowFunction(function, self)

@@ -378,22 +378,26 @@ class LatentModel(GalaxyModel):
                     + self.prior.log_prob(z)
                     - self.family.log_prob(posterior, z)
                 )
-                first, second = sums
-                return (
-                    ops.logaddexp(first, log_weight),
-                    ops.logaddexp(second, 2.0 * log_weight),
-                )
+                # relative to the largest weight: logarithms have too few digits
+                largest, first, second = sums
+                unit = ops.maximum(largest, log_weight)
+                shrink, weight = ops.exp(largest - unit), ops.exp(log_weight - unit)
+                first = first * shrink + weight
+                second = second * ops.square(shrink) + ops.square(weight)
+                return unit, first, second
 
-            none = ops.full_like(posterior["mean"][:, 0], _VERY_SMALL)
-            first, second = ops.fori_loop(0, num_samples, add_sample, (none, none))
+            zero = ops.zeros_like(posterior["mean"][:, 0])
+            sums = (zero + _VERY_SMALL, zero, zero)
+            largest, first, second = ops.fori_loop(0, num_samples, add_sample, sums)
             return {
-                "log_evidence": first - np.log(num_samples).astype("float32"),
-                "ess": ops.exp(2.0 * first - second),
+                "log_evidence": largest + ops.log(first / num_samples),
+                "ess": ops.square(first) / second,
                 "measured": posterior["measured"],
             }
 
         result = self._map(
-            f"evidence_{num_samples}_{seed}",
+            # other seeds are compiled anew, and forgotten
+            f"evidence_{num_samples}" if seed == 0 else None,
             evidence,
             self._posterior_source(inputs, refine, batch_size, show_progress),
             batch_size=batch_size,
@@ -425,8 +429,9 @@ class LatentModel(GalaxyModel):
         columns : dict of `~numpy.ndarray`
             ``vae_elbo`` and ``vae_kl`` ``(n,)``; ``vae_mse``, ``vae_chi2`` and
             ``vae_log_like`` at the posterior mean, ``(n,)`` for one band and
-            ``(n, n_bands)`` for several; NaN for galaxies without a valid
-            pixel. ``vae_chi2`` is the mean over valid pixels.
+            ``(n, n_bands)`` for several; NaN for galaxies, and for bands of
+            galaxies, without a valid pixel. ``vae_chi2`` is the mean over valid
+            pixels.
         """
         source = self._posterior_source(inputs, refine, batch_size, show_progress)
         terms = self._terms(source, num_samples, batch_size, show_progress)
@@ -434,6 +439,8 @@ class LatentModel(GalaxyModel):
         columns = {}
         for name in ("elbo", "kl", "mse", "chi2", "log_like"):
             values = terms[name].astype(np.float64)
+            if values.ndim == 2:
+                values[terms["count"] == 0] = np.nan  # the band is missing
             if values.ndim == 2 and values.shape[1] == 1:
                 values = values[:, 0]
             values[~measured] = np.nan
@@ -513,13 +520,22 @@ class LatentModel(GalaxyModel):
         Raises
         ------
         ValueError
-            If no galaxy has a valid pixel.
+            If no galaxy has a valid pixel, or the likelihood has no variance of
+            its own.
 
         References
         ----------
         Guo et al. 2017, ICML (arXiv:1706.04599), who so scale the logits of
         classifiers.
         """
+        likelihood = self.likelihood
+        own = getattr(likelihood, "sigma_floor", 0.0) > 0.0
+        if not own and not getattr(likelihood, "learn_variance", False):
+            msg = (
+                "calibrate needs a variance that is learned, or a sigma_floor; the "
+                f"{type(likelihood).__name__} of this model has neither."
+            )
+            raise ValueError(msg)
         exponents = np.linspace(-4.0, 4.0, 129)
         factors = ops.convert_to_tensor(2.0**exponents, "float32")
 
@@ -604,7 +620,8 @@ class LatentModel(GalaxyModel):
     def _residual_terms(self, batch, params):
         """Give squared error, chi2 and likelihood per galaxy and band."""
         valid = ops.logical_not(batch["mask"])
-        count = ops.maximum(ops.sum(ops.cast(valid, "float32"), axis=(1, 2)), 1.0)
+        pixels = ops.sum(ops.cast(valid, "float32"), axis=(1, 2))
+        count = ops.maximum(pixels, 1.0)
         residual = batch["image"] / self._scale - params["mean"]
         squares = ops.where(valid, ops.square(residual), 0.0)
         error = batch.get("error")
@@ -612,6 +629,7 @@ class LatentModel(GalaxyModel):
             error = error / self._scale
         chi2 = squares / self.likelihood.variance(params, error)
         return {
+            "count": pixels,
             "mse": ops.sum(squares, axis=(1, 2)) / count * ops.square(self._scale),
             "chi2": ops.sum(chi2, axis=(1, 2)) / count,
             "log_like": ops.sum(self._log_like_map(batch, params), axis=(1, 2)),

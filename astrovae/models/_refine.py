@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Posteriors refined galaxy by galaxy, by gradient steps on the ELBO."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -29,7 +31,7 @@ class _Refiner(keras.Model):
     """
 
     def __init__(self, vae, batch_size, num_steps):
-        super().__init__(autocast=False, name="refiner")
+        super().__init__(autocast=False, name="refiner", dtype="float32")
         self.vae = vae
         self.raw = self._state("raw", (batch_size, vae.posterior_layer.units))
         self.step = self._state("step", (), dtype="int32")
@@ -40,7 +42,7 @@ class _Refiner(keras.Model):
         # torch runs eagerly: its compiler costs minutes
         jit_compile = keras.config.backend() != "torch"
         optimizer = keras.optimizers.Adam(rate, beta_2=_BETA_2)
-        self.compile(optimizer, jit_compile=jit_compile)
+        self.compile(optimizer, jit_compile=jit_compile, auto_scale_loss=False)
         self.optimizer.build(self.trainable_variables)
         self.built = True
 
@@ -98,6 +100,22 @@ class _Refiner(keras.Model):
         return ops.convert_to_numpy(self.raw)
 
 
+@contextlib.contextmanager
+def _keeping_weights(model):
+    """Give a model its weights back if it is interrupted: JAX reuses their memory."""
+    kept = [
+        (variable, np.array(ops.convert_to_numpy(variable)))
+        for variable in model.variables
+    ]
+    try:
+        yield
+    except BaseException:
+        for variable, value in kept:
+            variable.assign(value)
+        model._plain.functions.clear()
+        raise
+
+
 class WithPosterior:
     """A source whose galaxies bring the parameters of their posteriors."""
 
@@ -153,11 +171,14 @@ def refine_posteriors(model, source, num_steps, batch_size, show_progress=False)
     batch_size = min(batch_size, n)
     before = model._map("raw", model._raw_batch, source, batch_size=batch_size)
     raw = before["raw"]
-    functions, key = model._plain.functions, ("refine", batch_size, num_steps)
-    if key not in functions:
-        functions[key] = _Refiner(model, batch_size, num_steps)
-    refiner, better = functions[key], []
-    with progress_bar("Refining", n, show=show_progress) as advance:
+    functions, size = model._plain.functions, (batch_size, num_steps)
+    if functions.get("refine", (None,))[0] != size:
+        functions["refine"] = size, _Refiner(model, *size)
+    (_, refiner), better = functions["refine"], []
+    with (
+        _keeping_weights(model),
+        progress_bar("Refining", n, show=show_progress) as advance,
+    ):
         for start in range(0, n, batch_size):
             rows = np.arange(start, start + batch_size)
             batch = source.batch(np.minimum(rows, n - 1))

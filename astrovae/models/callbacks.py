@@ -269,7 +269,10 @@ def _collapse_terms(model, batch):
         at_floor = ops.cast(variance < 2.0 * floor, "float32")
         terms["at_floor"] = ops.mean(at_floor, axis=(1, 2, 3))
     if hasattr(model.prior, "responsibilities"):
-        terms["responsibilities"] = model.prior.responsibilities(mean, log_var)
+        shape = {"log_var": log_var}
+        if "scale_tril" in posterior:
+            shape = {"scale_tril": posterior["scale_tril"]}
+        terms["responsibilities"] = model.prior.responsibilities(mean, **shape)
     return terms
 
 

@@ -117,6 +117,7 @@ class _EigenNetwork(keras.layers.Layer):
             keras.initializers.Orthogonal(seed=0),
             trainable=self.trainable_basis,
         )
+        self._adapted = self._constant("adapted", (), "zeros")
         self.mean = self._constant("mean", (rank,), "zeros")
         self.spread = self._constant("spread", (rank,), "ones")
         for layer in self.hidden:
@@ -171,7 +172,8 @@ class _EigenNetwork(keras.layers.Layer):
         if images.shape[1] != pixels:
             msg = f"expected images of {pixels} values, got {images.shape[1]}."
             raise ValueError(msg)
-        if components is None:
+        if components is None or len(components[1]) != min(rank, len(images)):
+            # another network may have fewer of them
             valid = None if valid is None else np.reshape(valid, images.shape)
             components = principal_components(images, rank, valid, weights)
         center, rows, _ = components
@@ -187,7 +189,13 @@ class _EigenNetwork(keras.layers.Layer):
         self.mean.assign(np.pad(mean, missing))
         self.spread.assign(np.pad(spread, missing, constant_values=1.0))
         self._adapt_variance(images, valid, weights, components)
+        self._adapted.assign(1.0)
         return components
+
+    @property
+    def adapted(self):
+        """Whether the components are those of some training images."""
+        return bool(ops.convert_to_numpy(self._adapted) > 0)
 
     def _adapt_variance(self, images, valid, weights, components):
         """Nothing, for networks that give no variance."""

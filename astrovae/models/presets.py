@@ -325,6 +325,7 @@ def _metadata(folder, extra):
     from astrovae import __version__
 
     return {
+        **(extra or {}),
         "astrovae": __version__,
         "keras": keras.__version__,
         "backend": keras.config.backend(),
@@ -332,7 +333,6 @@ def _metadata(folder, extra):
         "sha256": {
             name: _sha256(folder / name) for name in (_CONFIG, _PREPROCESSING, _WEIGHTS)
         },
-        **(extra or {}),
     }
 
 

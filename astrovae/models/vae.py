@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """The variational autoencoder of galaxies."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -29,6 +31,8 @@ from astrovae.ops import arcsinh, fit_canvas, weighted_sum
 
 __all__ = ["VAE"]
 
+# so many galaxies tell scales, noise and components
+_MAX_GALAXIES = 4096
 _SIDE_INPUTS = ("mask", "error", "psf", "bands")
 # errors far from the usual noise are as good as none, or as certain ones
 _LOG_ERROR_LIMIT = 5.0
@@ -148,8 +152,11 @@ class VAE(LatentModel):
         self.family = POSTERIORS[posterior]
         self.stretch = check_option("stretch", stretch, ("linear", "asinh"))
         self.pose, self.psf = bool(pose), bool(psf)
+        if isinstance(side_inputs, str):
+            side_inputs = (side_inputs,)
         self.side_inputs = tuple(
-            check_option("side_inputs", name, _SIDE_INPUTS) for name in side_inputs
+            check_option("side_inputs", name, _SIDE_INPUTS)
+            for name in dict.fromkeys(side_inputs)
         )
         self.canvas_shape = self._check_canvas(canvas_shape)
         # behind a PSF there is light from beyond the edges of the stamp
@@ -170,6 +177,12 @@ class VAE(LatentModel):
         )
         self.sampling = GaussianSampling(seed=seed, dtype="float32")
         self.adapted = scale is not None and noise is not None
+        for name, given in (("scale", scale), ("noise", noise)):
+            if given is not None and not (np.asarray(given) > 0).all():
+                msg = f"{name} must be positive, got {given!r}."
+                raise ValueError(msg)
+        # what is given is not measured, the first time
+        self._plain.given = {"scale": scale, "noise": noise}
         self._scale = self._constant("scale", scale, (n_bands,))
         self._noise = self._constant("noise", noise, (n_bands,))
         self._beta = self._constant("beta", beta, ())
@@ -231,6 +244,19 @@ class VAE(LatentModel):
         self.posterior_layer.build(features)
         if not self.prior.built:
             self.prior.build(latents)
+        found = getattr(self.prior, "latent_dim", self.latent_dim)
+        if found != self.latent_dim:
+            msg = (
+                f"the prior is one of {found} latents, the model has latent_dim="
+                f"{self.latent_dim}: make them equal."
+            )
+            raise ValueError(msg)
+        if tuple(getattr(self.prior, "image_shape", images[1:])) != images[1:]:
+            msg = (
+                f"the prior has pseudo-images of shape {self.prior.image_shape}; the "
+                f"encoder sees images of shape {images[1:]} (ny, nx, planes)."
+            )
+            raise ValueError(msg)
         if hasattr(self.prior, "bind"):
             self.prior.bind(self._encode_pseudo_images)
         found = tuple(self.decoder.compute_output_shape(latents))[1:]
@@ -375,11 +401,12 @@ class VAE(LatentModel):
         """
         maps = self.decoder(ops.cast(z, self.compute_dtype))
         params = self.likelihood.parameters(maps, self._scale)
-        if not training:
-            params = _with_variance(
-                params, self.likelihood.variance(params) * self._variance_factor
-            )
-        return params if batch is None else self._observe(params, batch)
+        if batch is not None:
+            params = self._observe(params, batch)
+        if training:
+            return params
+        variance = self.likelihood.variance(params) * self._variance_factor
+        return _with_variance(params, variance)
 
     def _observe(self, params, batch):
         """Carry what was painted to where it was observed, through the PSF."""
@@ -397,8 +424,9 @@ class VAE(LatentModel):
             maps = self.variance_to_observed((maps, pose))
             learned, inside = maps[..., :-1], maps[..., -1:]
             # nothing is known of what lies beyond the canvas: there is sky
-            sky = ops.square(self._noise / self._scale)
-            learned = learned + ops.relu(1.0 - inside) * sky
+            if batch.get("error") is None:
+                sky = ops.square(self._noise / self._scale)
+                learned = learned + ops.relu(1.0 - inside) * sky
         if self.psf:
             mean = self.blur((mean, batch["psf"]))
         shape = self.image_shape[:2]
@@ -465,7 +493,7 @@ class VAE(LatentModel):
         kl = ops.sum(kl_terms, axis=-1)
         return {
             **posterior,
-            "objective": objective,
+            "objective": objective - shift,
             "log_like": log_like,
             "kl_terms": kl_terms,
             "kl": kl,
@@ -506,7 +534,21 @@ class VAE(LatentModel):
         source = super()._training_source(inputs)
         return source if self.likelihood.allows_masks else UnmaskedSource(source)
 
+    @contextlib.contextmanager
+    def _safe_training(self):
+        """Undo what callbacks have changed if training is interrupted."""
+        before = self.beta, self.free_bits, self.extra_sigma, self._plain.noisier
+        try:
+            yield
+        except BaseException:
+            self.beta, self.free_bits, self.extra_sigma, noisier = before
+            if self._plain.noisier != noisier:
+                self._plain.noisier, self.train_function = noisier, None
+            raise
+
     def _prepare_training(self, source):
+        if self.adapted:
+            adapt_networks(self, EvenlySpaced(source, _MAX_GALAXIES))
         super()._prepare_training(source)
         self._penalty_weight.assign(1.0 / max(len(source), 1))
         # training undoes a calibration
@@ -519,7 +561,7 @@ class VAE(LatentModel):
         sides = [name for name in ("error", "psf") if name in self.side_inputs]
         return {name for name, needed in names.items() if needed} | set(sides)
 
-    def adapt(self, inputs, max_galaxies=4096):
+    def adapt(self, inputs, max_galaxies=_MAX_GALAXIES):
         """
         Measure image scale and noise level on training images.
 
@@ -543,10 +585,10 @@ class VAE(LatentModel):
         source = as_source(inputs)
         some = EvenlySpaced(source, max_galaxies)
         scale, noise = measure_scales(some)
-        self._scale.assign(scale)
-        self._noise.assign(noise)
-        if not self.adapted:
-            adapt_networks(self, some)
+        given = {} if self.adapted else self._plain.given
+        self._scale.assign(_broadcast(given.get("scale"), scale))
+        self._noise.assign(_broadcast(given.get("noise"), noise))
+        adapt_networks(self, some)
         self.adapted = True
         self._plain.preprocessing = getattr(source, "preprocessing", None)
 
@@ -585,6 +627,11 @@ class VAE(LatentModel):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def _broadcast(given, measured):
+    """What was given, or what was measured."""
+    return measured if given is None else np.broadcast_to(given, measured.shape)
 
 
 def _with_variance(params, variance):

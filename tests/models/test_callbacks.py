@@ -132,6 +132,7 @@ def test_free_bits_count_means_of_the_batch(free, expected, stack):
             "kl_terms": terms,
             "kl": terms.sum(1),
             "objective": zero,
+            "elbo": zero,
             "log_like": zero,
             "mse": zero,
             "measured": [1, 1, 0],
@@ -145,7 +146,7 @@ def test_free_bits_of_priors_that_do_not_factorise(stack):
     vae = make_vae(stack, prior=MixturePrior(2, 2, seed=1))
     vae.free_bits = 1.0
     zero = np.zeros(2)
-    others = dict.fromkeys(("kl", "objective", "log_like", "mse"), zero)
+    others = dict.fromkeys(("elbo", "kl", "objective", "log_like", "mse"), zero)
     for kl, expected in ((1.5, 2.0), (2.5, 2.5)):
         terms = {"kl_terms": np.full((2, 1), kl), "measured": [1, 1], **others}
         assert_allclose(loss_of(vae, terms), expected)

@@ -239,3 +239,74 @@ def test_calibrate_finds_the_true_variance(rng):
     assert_allclose(after["vae_chi2"], before["vae_chi2"] / factor, rtol=1e-4)
     # doing it again changes nothing
     assert_allclose(vae.calibrate(inputs), factor, rtol=1e-4)
+
+
+def test_evidence_of_many_pixels_keeps_its_digits():
+    """Equal weights of 1e5 nats add up to themselves."""
+    shape = (96, 96, 1)
+    vae = VAE(shape, 2, DenseEncoder(()), DenseDecoder((96, 96, 2), ()), seed=1)
+    for layer in (vae.posterior_layer, vae.decoder.output_layer):
+        layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    x = np.full((1, *shape), 6.0, "float32")
+    evidence, size = vae.log_evidence({"image": x}, num_samples=512)
+    variance = np.log(2) + 1e-6
+    expected = stats.norm.logpdf(6.0, 0, np.sqrt(variance)) * 96 * 96
+    assert expected < -1e5
+    assert_allclose(evidence, expected, rtol=1e-6)
+    assert_allclose(size, 512, rtol=1e-4)
+
+
+def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch):
+    """Its weights are there, and what is asked next is answered."""
+    from astrovae.models import _refine
+
+    model = LinearModel("diagonal")
+    vae = model.vae
+    before, weights = vae.encode(model.inputs), vae.get_weights()
+
+    def interrupt(self, index):
+        if index > 2:
+            raise KeyboardInterrupt
+        return self.batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_refine._Repeated, "__getitem__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            vae.encode(model.inputs, refine=10)
+    for old, new in zip(weights, vae.get_weights(), strict=True):
+        assert np.array_equal(old, new)
+    assert_allclose(vae.encode(model.inputs)[0], before[0], atol=1e-6)
+    assert np.isfinite(vae.encode(model.inputs, refine=10)[0]).all()
+
+
+def test_refinement_works_in_half_precision():
+    """Whatever the global policy is, posteriors are float32."""
+    model = LinearModel("diagonal")
+    before = model.vae.elbo(model.inputs)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        after = model.vae.elbo(model.inputs, refine=30)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert (after > before).all()
+
+
+def test_calibrating_nothing_is_refused():
+    """Known noise alone, and cross-entropy, have no variance of their own."""
+    model = LinearModel("diagonal")
+    with pytest.raises(ValueError, match="learned, or a sigma_floor"):
+        model.vae.calibrate(model.inputs)
+
+
+def test_a_missing_band_is_not_painted_perfectly(stack):
+    """Its terms are NaN, those of the galaxy are not."""
+    mask = stack.mask.copy()
+    mask[5, ..., 1] = True
+    vae = VAE(stack.image_shape, 2, DenseEncoder((8,)), seed=1)
+    vae.adapt(stack)
+    columns = vae.measure(stack.replace(mask=mask))
+    for name in ("vae_mse", "vae_chi2", "vae_log_like"):
+        assert np.isfinite(columns[name][5, 0])
+        assert np.isnan(columns[name][5, 1])
+    assert np.isfinite(columns["vae_elbo"][5])

@@ -384,6 +384,27 @@ def test_adapted_model_begins_at_principal_components(options):
         assert np.array_equal(old, new)
 
 
+def test_components_of_networks_with_given_scales_and_other_ranks():
+    """Each finds as many as it has, also if scales are given; and keeps them."""
+    _, stack = make_galaxies(60, shape=(16, 16), seed=1)
+    encoder, decoder = EigenEncoder(20, (8,)), EigenDecoder((16, 16, 2), 10, 4, (8,))
+    options = {"scale": [1.0], "noise": [0.1], "seed": 1}
+    vae = VAE((16, 16, 1), 3, encoder, decoder, **options)
+    assert not encoder.adapted
+    vae.compile()
+    vae.fit(stack, verbose=0)
+    assert encoder.adapted
+    for network, rank in ((encoder, 20), (decoder, 10)):
+        basis = np.array(network.basis)
+        assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-4)
+    basis = np.array(encoder.basis)
+    vae.fit(stack[::-1], verbose=0)
+    assert np.array_equal(basis, np.array(encoder.basis))
+    copy = VAE.from_config(vae.get_config())
+    copy.set_weights(vae.get_weights())
+    assert copy.encoder.adapted
+
+
 def test_adapting_with_side_inputs_masks_and_errors():
     """Side information is among the components of the encoder alone."""
     _, stack = make_galaxies(60, shape=(16, 16), seed=1)

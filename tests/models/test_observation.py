@@ -7,6 +7,7 @@ from keras import ops
 from numpy.testing import assert_allclose
 from scipy.signal import fftconvolve
 
+from astrovae._batches import BatchDataset
 from astrovae.datasets import make_galaxies
 from astrovae.exceptions import PreprocessingError
 from astrovae.layers import (
@@ -15,7 +16,7 @@ from astrovae.layers import (
     MixturePrior,
     VampPrior,
 )
-from astrovae.models import VAE, DenseEncoder
+from astrovae.models import VAE, DenseEncoder, FreeBits, SigmaWarmup
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,6 @@ def test_missing_planes_are_named(stack):
         ({"canvas_shape": (19, 20), "pose": True}, "larger by an even number"),
         ({"canvas_shape": (14, 14), "psf": True}, "larger by an even number"),
         ({"side_inputs": ["seeing"]}, "side_inputs must be one of"),
-        ({"side_inputs": "psf"}, "side_inputs must be one of"),
     ],
 )
 def test_bad_arguments(stack, options, message):
@@ -300,3 +300,59 @@ def test_training_goes_on_with_another_survey():
     assert vae.preprocessing == other.preprocessing
     with pytest.raises(PreprocessingError):
         vae.encode(first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": MixturePrior(2, 3)}, "the prior is one of 3 latents"),
+        ({"prior": VampPrior(2, 2, image_shape=(4, 4, 1))}, "pseudo-images of shape"),
+        ({"scale": [0.0, 1.0]}, "scale must be positive"),
+        ({"noise": [np.nan, 1.0]}, "noise must be positive"),
+    ],
+)
+def test_parts_that_do_not_fit(stack, options, message):
+    """Priors of other latents or images, and scales that are none."""
+    with pytest.raises(ValueError, match=message):
+        make_vae(stack, **options)
+
+
+def test_given_scales_are_kept(stack):
+    """What is given is not measured."""
+    vae = make_vae(stack, scale=[123.0, 7.0], noise=None)
+    vae.compile()
+    vae.fit(stack, verbose=0)
+    assert_allclose(vae.scale, [123.0, 7.0])
+    assert_allclose(vae.noise, np.median(stack.error[~stack.mask]), rtol=0.5)
+
+
+def test_an_interrupted_schedule_is_undone(stack):
+    """The next training begins as if there had been none."""
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    vae = make_vae(stack)
+    vae.compile()
+    callbacks = [SigmaWarmup(2.0, epochs=5), FreeBits(0.5, epochs=5), Interrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        vae.fit(stack, epochs=5, verbose=0, callbacks=callbacks)
+    assert (vae.beta, vae.free_bits, vae.extra_sigma) == (1.0, 0.0, 0.0)
+    history = vae.fit(stack, batch_size=40, verbose=0, callbacks=Stop()).history
+    assert_allclose(history["loss"], np.negative(history["elbo"]), rtol=1e-5)
+
+
+class Stop(keras.callbacks.Callback):
+    """A single callback, given as such."""
+
+
+def test_keras_datasets_need_a_model_that_was_adapted(stack):
+    """A dataset cannot be measured."""
+    dataset = BatchDataset(stack, 10)
+    vae = make_vae(stack, scale=None)
+    vae.compile()
+    with pytest.raises(ValueError, match="call adapt"):
+        vae.fit(dataset, verbose=0)
+    vae.adapt(stack)
+    vae.fit(dataset, verbose=0)
