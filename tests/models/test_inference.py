@@ -252,7 +252,10 @@ def test_evidence_of_many_pixels_keeps_its_digits():
     variance = np.log(2) + 1e-6
     expected = stats.norm.logpdf(6.0, 0, np.sqrt(variance)) * 96 * 96
     assert expected < -1e5
-    assert_allclose(evidence, expected, rtol=1e-6)
+    # sums of so many pixels differ between backends, but not between samples
+    assert_allclose(evidence, expected, rtol=2e-5)
+    single, _ = vae.log_evidence({"image": x}, num_samples=1)
+    assert_allclose(evidence, single, atol=0.05)
     assert_allclose(size, 512, rtol=1e-4)
 
 
@@ -264,13 +267,16 @@ def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch):
     vae = model.vae
     before, weights = vae.encode(model.inputs), vae.get_weights()
 
-    def interrupt(self, index):
-        if index > 2:
-            raise KeyboardInterrupt
-        return self.batch
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    def fit(self, *args, **kwargs):
+        return keras.Model.fit(self, *args, callbacks=[Interrupt()], **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_refine._Repeated, "__getitem__", interrupt)
+        patch.setattr(_refine._Refiner, "fit", fit)
         with pytest.raises(KeyboardInterrupt):
             vae.encode(model.inputs, refine=10)
     for old, new in zip(weights, vae.get_weights(), strict=True):
