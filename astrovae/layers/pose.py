@@ -338,6 +338,8 @@ def _neighbors(position, size, half):
     for step in range(1 - half, half + 1):
         pixel = nearest + step
         inside = ops.cast((pixel >= 0) & (pixel < size), position.dtype)
+        # what is not known stays so, also where compilers simplify products
+        inside = ops.where(ops.isnan(position), position, inside)
         index = ops.clip(ops.cast(pixel, "int32"), 0, size - 1)
         yield pixel - position, inside, index
 
