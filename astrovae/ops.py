@@ -240,7 +240,7 @@ def fit_canvas(maps, shape):
 
     Returns
     -------
-    tensor, shape (n, *shape, channels)
+    tensor, shape (n, ny, nx, channels)
         The maps on their new canvas.
     """
     extra = [want - have for want, have in zip(shape, maps.shape[1:3])]
