@@ -493,7 +493,7 @@ class VAE(LatentModel):
         kl = ops.sum(kl_terms, axis=-1)
         return {
             **posterior,
-            "objective": objective - shift,
+            "objective": objective,
             "log_like": log_like,
             "kl_terms": kl_terms,
             "kl": kl,
