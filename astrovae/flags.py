@@ -57,6 +57,16 @@ class Flag(enum.IntFlag):
     )
     POSE_NOT_CONVERGED = 1 << 18, "the pose was still changing when it was stopped"
     AT_LIMIT = 1 << 19, "a fitted parameter is at its limit, and has no error"
+    NO_TILE = 1 << 20, "the tile of the image is missing or cannot be read"
+    NO_SIZE = 1 << 21, "the size to cut is masked, not positive, or too large"
+    UNREADABLE = 1 << 22, "the file of the cutout is damaged or too large"
+    NO_BACKGROUND = 1 << 23, "too few pixels are free of sources to measure the sky"
+    SATURATED = 1 << 24, "saturated pixels were masked"
+    COSMIC_RAY = 1 << 25, "pixels that were hit by cosmic rays were masked"
+    OFF_CENTER = 1 << 26, "the source lies away from the centre of the cutout"
+    LOW_SNR = 1 << 27, "the source hardly stands out of the noise"
+    CROWDED = 1 << 28, "neighbouring sources have more light than the target"
+    AMBIGUOUS_MATCH = 1 << 29, "several rows of the other catalogue match"
 
 
 def decode_flags(flags):

@@ -64,9 +64,9 @@ SETTINGS = {
         "learning_rate": 1e-3,
     },
     "fits": {
-        "passes": 8,
-        "fine_tuning": 24,
-        "beta": 10.0,
+        "passes": 240,
+        "fine_tuning": 16,
+        "beta": 1.5,
         "profile": 2.0,
         "learning_rate": 1e-3,
     },
@@ -251,6 +251,19 @@ def optimise(model, source, passes, learning_rate, description, **kwargs):
         )
 
 
+def find_pose(stack, kind):
+    """
+    Measure how galaxies lie and are turned.
+
+    Some of the stamps of a survey show neighbours or noise where the galaxy should
+    be: there the Gaussian that fits best tells what is to be painted.
+    """
+    if kind == "zip":
+        return measure_pose(stack)
+    fit = GaussianFit().fit(stack, show_progress=True)
+    return measure_pose(stack, known=fit.pose_)
+
+
 class PrincipalComponents:
     """As many components as latents, in the same frame as the model."""
 
@@ -316,7 +329,7 @@ def run(train, test, same_file, kind, options):
     start = time.perf_counter()
     aligned = None
     if options.pose:
-        train, validation = map(measure_pose, (train, validation))
+        train, validation = (find_pose(stack, kind) for stack in (train, validation))
         aligned = align(train, shape=canvas_shape(train), show_progress=True)
     model = train_model(train, aligned, kind, options)
     factor = model.calibrate(validation)
@@ -339,7 +352,7 @@ def run(train, test, same_file, kind, options):
         train if aligned is None else aligned, options.latent_dim
     )
     if options.pose:
-        test = measure_pose(test)
+        test = find_pose(test, kind)
         aligned = align(test, shape=canvas_shape(test))
     gauss = GaussianFit().measure(test, show_progress=True)
     tables = {"": model_table(model, test, 0)}

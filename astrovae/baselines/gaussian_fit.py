@@ -4,6 +4,8 @@
 import functools
 
 import numpy as np
+from astropy.table import Table
+from sklearn.utils.validation import check_is_fitted
 
 from astrovae.baselines._shape_fit import ShapeFit, parameter_covariance
 
@@ -66,6 +68,9 @@ class GaussianFit(ShapeFit):
         Whether the best start had reached its optimum.
     flags_ : `~numpy.ndarray` of int32, shape (n,)
         Bits of `~astrovae.flags.Flag`.
+    pose_ : `~astropy.table.Table`
+        The centres, angles and shapes, as `~astrovae.images.measure_pose` and
+        a `~astrovae.images.CutoutStack` take them.
 
     Notes
     -----
@@ -150,6 +155,16 @@ class GaussianFit(ShapeFit):
             As `fit`.
         """
         return self._measure(stack, show_progress)
+
+    @property
+    def pose_(self):
+        """Centres, angles and shapes as a table of poses."""
+        check_is_fitted(self, "image_shape_")
+        pose = Table({"pose_x": self.x_, "pose_y": self.y_, "pose_angle": self.theta_})
+        pose["pose_angle"].unit = "deg"
+        pose["pose_size"] = np.sqrt(self.sigma_major_ * self.sigma_minor_)
+        pose["pose_axis_ratio"] = self.sigma_minor_ / self.sigma_major_
+        return pose
 
     def _kernel(self, shapes, background):
         names = tuple(shapes)

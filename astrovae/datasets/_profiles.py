@@ -31,7 +31,17 @@ def _blur_matrix(size, sub, sigma):
 
 
 def draw_galaxies(
-    x, y, flux, half_light_radius, sersic_index, axis_ratio, angle, *, shape, psf_fwhm
+    x,
+    y,
+    flux,
+    half_light_radius,
+    sersic_index,
+    axis_ratio,
+    angle,
+    *,
+    shape,
+    psf_fwhm,
+    arms=None,
 ):
     """
     Draw elliptical Sersic profiles, one per image.
@@ -52,6 +62,10 @@ def draw_galaxies(
         Size of each image.
     psf_fwhm : float
         FWHM of the Gaussian PSF, in pixels, before integration over pixels.
+    arms : (strength, pitch, phase), optional
+        Two logarithmic spiral arms, arrays of shape (n,): contrast from 0 to 1,
+        pitch angle (negative winds the other way) and phase in radians. Arms
+        fade inside half a half-light radius; rings keep their flux.
 
     Returns
     -------
@@ -81,6 +95,9 @@ def draw_galaxies(
         "b": b,
         "scale": flux / total * step**2,
     }
+    if arms is not None:
+        strength, pitch, phase = arms
+        columns |= {"strength": strength, "winding": 2 / np.tan(pitch), "phase": phase}
     images = np.empty((len(x), *shape), np.float32)
     for start in range(0, len(x), _CHUNK):
         rows = {
@@ -93,12 +110,35 @@ def draw_galaxies(
     return images
 
 
-def _sersic(at_x, at_y, step, *, x, y, cos, sin, axis_ratio, radius, power, b, scale):
+def _sersic(
+    at_x,
+    at_y,
+    step,
+    *,
+    x,
+    y,
+    cos,
+    sin,
+    axis_ratio,
+    radius,
+    power,
+    b,
+    scale,
+    strength=None,
+    winding=None,
+    phase=None,
+):
     """Surface brightness at points that are ``step`` apart."""
     dx, dy = at_x.astype(np.float32) - x, at_y.astype(np.float32) - y
     along, across = dx * cos + dy * sin, (dy * cos - dx * sin) / axis_ratio
     radius2 = along**2 + across**2 + np.float32((_SOFTENING * step) ** 2)
-    return np.exp(-b * ((radius2 / radius**2) ** power - 1)) * scale
+    light = np.exp(-b * ((radius2 / radius**2) ** power - 1)) * scale
+    if strength is None:
+        return light
+    # the mean over each ring is one
+    ratio2 = radius2 / radius**2
+    wave = np.cos(2 * np.arctan2(across, along) - winding * np.log(ratio2) / 2 + phase)
+    return light * (1 + strength * (1 - np.exp(-4 * ratio2)) * wave)
 
 
 def _refine_core(light, subs, step, rows):

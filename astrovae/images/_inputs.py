@@ -8,6 +8,7 @@ that an image on disk stays on disk.
 """
 
 import dataclasses
+import os
 
 import astropy.units as u
 import numpy as np
@@ -22,7 +23,22 @@ from astropy.table import Table
 from astropy.wcs import NoConvergence
 from astropy.wcs.utils import proj_plane_pixel_scales, skycoord_to_pixel
 
-__all__ = ["Plane", "catalog_ids", "catalog_positions", "image_planes", "other_planes"]
+from astrovae.images._file_plane import FileSection
+from astrovae.images.readers import read_image
+
+__all__ = [
+    "Plane",
+    "as_columns",
+    "catalog_ids",
+    "catalog_positions",
+    "find_sky_columns",
+    "image_planes",
+    "is_celestial",
+    "numeric_column",
+    "other_planes",
+    "plain_column",
+    "wcs_pixel_scale",
+]
 
 _XY_NAMES = (("x", "y"), ("x_centroid", "y_centroid"), ("xcentroid", "ycentroid"))
 _SKY_NAMES = (
@@ -104,9 +120,12 @@ def _as_planes(name, image, bands, band_axis):
         if missing or not image:
             msg = f"{name} has the bands {list(image)}, and not {missing}."
             raise ValueError(msg)
-        return {band: _as_plane(name, image[band]) for band in bands or image}
-    if isinstance(image, (list, tuple)) and image and np.ndim(_values(image[0])) == 2:
-        return {i: _as_plane(name, item) for i, item in enumerate(image)}
+        return {b: _as_plane(name, _opened(image[b])) for b in bands or image}
+    image = _opened(image)
+    if isinstance(image, (list, tuple)):
+        image = [_opened(item) for item in image]
+        if image and np.ndim(_values(image[0])) == 2:
+            return {i: _as_plane(name, item) for i, item in enumerate(image)}
     if np.ndim(_values(image)) == 3:
         n_dim = 3
         if band_axis is None or not -n_dim <= band_axis < n_dim:
@@ -123,6 +142,11 @@ def _as_planes(name, image, bands, band_axis):
             planes[i] = _as_plane(name, image, tuple(index))
         return planes
     return {0: _as_plane(name, image)}
+
+
+def _opened(image):
+    """An image, read if it is named by its path."""
+    return read_image(image) if isinstance(image, (str, os.PathLike)) else image
 
 
 def _values(image):
@@ -147,7 +171,11 @@ def _as_plane(name, image, index=...):
     if isinstance(array, np.ma.MaskedArray):
         mask = array.mask if array.mask is not np.ma.nomask else mask
         array = array.data
-    array = np.asarray(array)[index]
+    if not isinstance(array, FileSection):
+        array = np.asarray(array)[index]
+    elif index is not ...:
+        axis = next(axis for axis, one in enumerate(index) if one != slice(None))
+        array = array.hold(axis, index[axis])
     if array.ndim != 2 or array.dtype.kind not in "biuf" or array.size == 0:
         msg = (
             f"{name} must be a 2-D array of numbers, one per band, got "
@@ -192,6 +220,7 @@ def image_planes(image, *, bands=None, band_axis=None, unit=None):
     ValueError
         If shapes, the number of bands, or units do not fit.
     """
+    image = _opened(image)
     if isinstance(image, NDData) and "band_axis" in image.meta:
         # our own data sets say in meta what their third axis is
         band_axis = image.meta["band_axis"] if band_axis is None else band_axis
@@ -318,7 +347,7 @@ def _find(names, wanted):
     return None
 
 
-def _column(catalog, name):
+def numeric_column(catalog, name):
     """A column as a plain masked float array, and its unit."""
     if name not in _names(catalog):
         msg = f"catalog has no column {name!r}; its columns are {_names(catalog)}."
@@ -372,10 +401,10 @@ def catalog_positions(catalog, wcs, *, xy_columns=None, sky_columns=None):
     if xy_columns is None and sky_columns is None:
         xy_columns = _find(names, _XY_NAMES)
         if xy_columns is None:
-            sky_columns = _sky_columns(catalog, names)
+            sky_columns = find_sky_columns(catalog, names)
     if xy_columns is not None:
         xy_columns = _pair("xy_columns", xy_columns)
-        xy = [_pixels(name, *_column(catalog, name)) for name in xy_columns]
+        xy = [_pixels(name, *numeric_column(catalog, name)) for name in xy_columns]
         positions = np.stack(xy, axis=-1)
         known = np.isfinite(positions).all(axis=1)
         positions[~known] = np.nan
@@ -409,8 +438,9 @@ def _pixels(name, values, unit):
     return values
 
 
-def _sky_columns(catalog, names):
+def find_sky_columns(catalog, names=None):
     """The columns with sky positions, found by type, then by name."""
+    names = _names(catalog) if names is None else names
     coords = [name for name in names if isinstance(catalog[name], SkyCoord)]
     if len(coords) > 1:
         msg = f"catalog has several coordinates, {coords}: name one as sky_columns."
@@ -441,7 +471,7 @@ def _sky_coords(catalog, columns):
         raise ValueError(msg)
     angles = []
     for name in _pair("sky_columns", columns):
-        values, unit = _column(catalog, name)
+        values, unit = numeric_column(catalog, name)
         angles.append(u.Quantity(values, unit or u.deg).to_value(u.deg))
     lon, lat = angles
     known = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90)
@@ -485,7 +515,7 @@ def catalog_ids(catalog, id_column=None):
         msg = f"catalog has no column {id_column!r}; its columns are {names}."
         raise ValueError(msg)
     for name in wanted:
-        ids = np.ma.asarray(_plain(catalog[name]))
+        ids = np.ma.asarray(plain_column(catalog[name]))
         if ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids):
             ids = ids.astype(str)
         usable = ids.ndim == 1 and ids.dtype.kind in "iuUS"
@@ -503,7 +533,8 @@ def catalog_ids(catalog, id_column=None):
     return None, None
 
 
-def _plain(column):
+def plain_column(column):
+    """The values of a column, without units, masked where they are missing."""
     if hasattr(column, "to_numpy"):
         return column.to_numpy()
     if hasattr(column, "unmasked"):

@@ -299,7 +299,7 @@ def _bounded(covariance, side):
     return np.stack([center + part, ratio * xy, center - part], axis=1)
 
 
-def measure_moments(image, weight, noise, max_iter):
+def measure_moments(image, weight, noise, max_iter, shape=None):
     """
     Measure the pose of galaxies.
 
@@ -309,6 +309,8 @@ def measure_moments(image, weight, noise, max_iter):
         What `detection_image` returns.
     max_iter : int
         Most iterations.
+    shape : `~numpy.ndarray`, shape (n, 5), optional
+        As for `_Gaussian`, NaN where unknown: it is not fitted then.
 
     Returns
     -------
@@ -319,19 +321,28 @@ def measure_moments(image, weight, noise, max_iter):
         Bits that begin with ``POSE``.
     """
     ny, nx = image.shape[1:]
-    enough = (weight > 0).sum(axis=(1, 2)) >= _MIN_PIXELS
-    shape, converged = _fit(image, weight, max_iter)
+    known = None if shape is None else np.isfinite(shape).all(axis=1)
+    if shape is None:
+        shape, converged = _fit(image, weight, max_iter)
+    else:
+        converged = known
+        guess = _first_guess(len(shape), ny, nx)
+        shape = np.where(known[:, np.newaxis], shape, guess)
     gaussian = _Gaussian(shape, ny, nx)
     weighted = weight * image
     amplitude, fisher, hessian, _ = _normal_equations(gaussian, weighted, weight)
     scatter = gaussian.sums(noise * gaussian.values**2)[0][_NORMAL]
     major, minor, angle = _axes(shape)
-    limit = (_MAX_SIGMA * max(ny, nx)) ** 2
-    with np.errstate(invalid="ignore"):
-        least = _MIN_SNR * np.sqrt(scatter[:, 0, 0])
-        good = enough & (amplitude * fisher[:, 0, 0] > least)
+    good = (weight > 0).sum(axis=(1, 2)) >= _MIN_PIXELS
+    good &= (np.abs(shape[:, 0]) < nx / 2) & (np.abs(shape[:, 1]) < ny / 2)
+    if known is None:
+        limit = (_MAX_SIGMA * max(ny, nx)) ** 2
         good &= (minor > _MIN_SIGMA**2 * (1 + 1e-9)) & (major < limit * (1 - 1e-9))
-        good &= (np.abs(shape[:, 0]) < nx / 2) & (np.abs(shape[:, 1]) < ny / 2)
+        with np.errstate(invalid="ignore"):
+            least = _MIN_SNR * np.sqrt(scatter[:, 0, 0])
+            good &= amplitude * fisher[:, 0, 0] > least
+    else:
+        good &= known & np.isfinite(amplitude) & (amplitude != 0)
     scatter[~good] = fisher[~good] = hessian[~good] = np.eye(6)
     amplitude[~good] = 1
     amplitude = amplitude[:, np.newaxis, np.newaxis]

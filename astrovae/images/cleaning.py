@@ -4,31 +4,23 @@
 import astropy.units as u
 import numpy as np
 from astropy.table import QTable
-from scipy import ndimage
 
 from astrovae._progress import progress_bar
 from astrovae._validation import check_option, check_positive_int
 from astrovae.flags import Flag
-from astrovae.images.detection import find_segments, inverse_variance
+from astrovae.images._artifacts import find_cosmic_rays, find_saturated
+from astrovae.images._segment import segment_cutouts
+from astrovae.images._sky import measure_sky
+from astrovae.images._targets import measure_targets, psf_sigmas
 
 __all__ = ["clean_cutouts", "measure_background"]
 
 # cutouts at a time: their planes stay in the cache
 _CHUNK = 128
-# sky pixels are clipped at this many standard deviations, this many times
-_CLIP_SIGMA, _CLIP_PASSES = 3.0, 5
-# scatter of a Gaussian that is clipped so, over that of a whole one
-_CLIPPED_SCATTER = 0.98658
-# error of the mean of the middle half, over that of the mean (Gaussian)
-_MIDMEAN_ERROR = 1.093
+# what can be done with neighbours
+_NEIGHBORS = ("mask", "fill", "inpaint", None)
 # so many normal deviates serve all cutouts
 _TAPE_LENGTH = 1 << 20
-# fewer sky pixels than this give no background
-_MIN_SKY_PIXELS = 16
-# how far from the centre a source may be and still be the target, in pixels
-_TARGET_RADIUS = 3
-# smoothing and deblending of cutouts that come without a segmentation
-_KERNEL_SIGMA, _CONTRAST, _MIN_PIXELS = 0.85, 0.005, 8
 
 
 def clean_cutouts(
@@ -38,6 +30,8 @@ def clean_cutouts(
     neighbors="mask",
     noise="keep",
     quantization_step=None,
+    saturation=None,
+    cosmic_rays=False,
     grow=2,
     n_sigma=2.0,
     seed=0,
@@ -59,11 +53,13 @@ def clean_cutouts(
         ``"local"`` subtracts the sky of each cutout and band: the
         clipped mean of its pixels without sources. Cutouts with
         fewer than 16 such pixels keep their sky.
-    neighbors : {"mask", "fill", None}, optional
+    neighbors : {"mask", "fill", "inpaint", None}, optional
         ``"mask"`` masks the pixels of other sources, so that likelihoods
         ignore them (preferred). ``"fill"`` replaces them with sky and
         noise, for methods that cannot ignore pixels; such noise is not
-        correlated between pixels. `None` leaves them.
+        correlated between pixels. ``"inpaint"`` continues what is around them
+        smoothly, for the eye: biharmonic functions, slow, without noise.
+        `None` leaves them.
     noise : {"keep", "estimate"}, optional
         ``"estimate"`` makes the error plane from the scatter of the sky
         pixels of each cutout and band. It lacks the galaxy's own photon
@@ -72,6 +68,13 @@ def clean_cutouts(
         Step between the values that a pixel can have, in the unit of the
         data, e.g. 1 for 8-bit pictures. Adds its rounding variance,
         ``step**2 / 12``, to that of the error plane.
+    saturation : float or sequence of float, optional
+        Pixels that are not below this level, of all bands or one for each,
+        are masked with those beside them. In the unit of the data, sky
+        included.
+    cosmic_rays : bool, optional
+        Find and mask what is sharper than a star can be. Needs a PSF of at
+        least 2 pixels (FWHM).
     grow : int, optional
         Neighbours are widened by this many pixels, but never into the
         target. Sky is measured as far away from all sources.
@@ -89,8 +92,18 @@ def clean_cutouts(
     stack : `~astrovae.images.CutoutStack`
         Cleaned cutouts with ``segmentation`` and ``labels``, with this step
         recorded in ``steps``. ``meta["background"]`` has the median level,
-        and its median uncertainty, per band; `measure_background` gives
-        them for each cutout. Rows without valid pixels are as they were.
+        and its median uncertainty, per band. Rows without valid pixels are as
+        they were.
+
+        If the sky was measured, ``columns`` have ``background``,
+        ``background_err`` and ``background_rms`` of shape (n, n_bands), and of
+        each target inside its isophote ``snr``, ``center_distance`` (from the
+        position that was cut around to the centroid, in pixels) and
+        ``neighbor_fraction``, the light of all neighbours over its own. Flags
+        are ``NEIGHBOR``, ``CROWDED`` (a fraction above 1), ``NO_SOURCE``,
+        ``NO_BACKGROUND``, ``LOW_SNR`` (below 5), ``OFF_CENTER`` (more than 3
+        pixels), ``NOT_LARGER_THAN_PSF`` if the stack has PSFs, ``SATURATED``
+        and ``COSMIC_RAY``.
 
     Raises
     ------
@@ -108,9 +121,13 @@ def clean_cutouts(
     """
     parameters = {
         "background": check_option("background", background, ("local", None)),
-        "neighbors": check_option("neighbors", neighbors, ("mask", "fill", None)),
+        "neighbors": check_option(
+            "neighbors", neighbors, ("mask", "fill", "inpaint", None)
+        ),
         "noise": check_option("noise", noise, ("keep", "estimate")),
         "quantization_step": _check_number("quantization_step", quantization_step),
+        "saturation": _check_saturation(saturation, stack.data.shape[-1]),
+        "cosmic_rays": bool(cosmic_rays),
         "grow": check_positive_int("grow", grow, minimum=0),
         "n_sigma": _check_number("n_sigma", n_sigma),
         "seed": check_positive_int("seed", seed, minimum=0),
@@ -125,7 +142,7 @@ def clean_cutouts(
     }
     if noise == "estimate" or stack.error is not None:
         out["error"] = np.empty(stack.data.shape, np.float32)
-    skies = []
+    skies, columns = [], []
     tape = _make_tape(int(np.prod(stack.image_shape)), parameters["seed"])
     with progress_bar("Cleaning", n, show=show_progress) as advance:
         for start in range(0, n, _CHUNK):
@@ -135,7 +152,12 @@ def clean_cutouts(
             for name, values in out.items():
                 values[rows] = getattr(chunk, name)
             skies.append(chunk.sky)
+            columns.append(chunk.columns)
             advance(rows.stop - rows.start)
+    columns = {
+        name: np.concatenate([some[name] for some in columns])
+        for name in (columns[0] if columns else ())
+    }
     meta = dict(stack.meta)
     if n and background:
         meta["background"] = {
@@ -143,7 +165,9 @@ def clean_cutouts(
             for name in ("level", "level_err")
         }
     step = {"name": "clean_cutouts", "parameters": parameters}
-    return stack.replace(steps=(*stack.steps, step), meta=meta, **out)
+    return stack.replace(
+        steps=(*stack.steps, step), meta=meta, columns=stack.columns | columns, **out
+    )
 
 
 def measure_background(stack, *, grow=2, n_sigma=2.0, show_progress=False):
@@ -192,7 +216,7 @@ def measure_background(stack, *, grow=2, n_sigma=2.0, show_progress=False):
         for start in range(0, n, _CHUNK):
             rows = slice(start, min(start + _CHUNK, n))
             chunk = _Chunk(stack, rows, parameters)
-            chunk.measure_sky()
+            chunk.find_sky()
             for name, values in columns.items():
                 values[rows] = chunk.sky[name]
             advance(rows.stop - rows.start)
@@ -221,6 +245,20 @@ def _check_number(name, value):
     return float(value)
 
 
+def _check_saturation(level, n_bands):
+    """The level of each band as a list, or None."""
+    if level is None:
+        return None
+    levels = np.asarray(level, dtype=float)
+    if levels.shape not in ((), (n_bands,)) or not np.isfinite(levels).all():
+        msg = (
+            f"saturation must be one number, or one for each of {n_bands} bands, "
+            f"got saturation={level!r}."
+        )
+        raise ValueError(msg)
+    return np.broadcast_to(levels, (n_bands,)).tolist()
+
+
 def _nanmedian(arrays):
     """Median over rows, NaN where there is none."""
     values = np.ma.masked_invalid(np.concatenate(arrays))
@@ -239,8 +277,18 @@ class _Chunk:
             self.error = np.array(stack.error[rows], dtype=np.float32)
         self.flags = np.array(stack.flags[rows])
         self.valid = ~self.mask.all(axis=(1, 2, 3))
+        self.columns = {}
+        self.psf = None
+        if stack.psf is not None:
+            self.psf = stack.psf[rows] if len(stack.psf) > 1 else stack.psf[:1]
+        self.centers = _centers(stack, rows)
+        if parameters.get("saturation") is not None:
+            saturated = find_saturated(self.data, self.mask, parameters["saturation"])
+            self._hide(saturated, Flag.SATURATED)
+        if parameters.get("cosmic_rays"):
+            self._hide(self._cosmic_rays(), Flag.COSMIC_RAY)
         if stack.segmentation is None:
-            self.segmentation, self.labels = _segment(
+            self.segmentation, self.labels = segment_cutouts(
                 self.data, self.mask, parameters["n_sigma"]
             )
         else:
@@ -248,11 +296,53 @@ class _Chunk:
             self.labels = np.asarray(stack.labels[rows])
         self.sources = self.segmentation > 0
 
-    def measure_sky(self):
+    def _hide(self, found, flag):
+        """Mask pixels and flag their rows; what is left of a row stays valid."""
+        found &= self.valid[:, np.newaxis, np.newaxis, np.newaxis]
+        self.mask |= found
+        hit = found.any(axis=(1, 2, 3))
+        self.flags |= np.where(hit, flag, 0).astype(np.int32)
+
+    def _cosmic_rays(self):
+        """Cosmic rays of all bands."""
+        noise = self.error
+        if noise is None:
+            rms = measure_sky(self.data, ~self.mask)["rms"]
+            noise = rms[:, np.newaxis, np.newaxis]
+        bands = range(self.data.shape[-1])
+        hits = [
+            find_cosmic_rays(self.data[..., b], self.mask[..., b], noise[..., b])
+            for b in bands
+        ]
+        return np.stack(hits, axis=-1)
+
+    def _measure(self):
+        """What the sky and the targets are like, as columns and flags."""
+        for name, key in (("", "level"), ("_err", "level_err"), ("_rms", "rms")):
+            self.columns[f"background{name}"] = self.sky[key]
+        unknown = np.isnan(self.sky["level"]).any(axis=1) & self.valid
+        self.flags |= np.where(unknown, Flag.NO_BACKGROUND, 0).astype(np.int32)
+        sigma = None
+        if self.psf is not None:
+            sigma = np.sqrt(np.mean(psf_sigmas(self.psf) ** 2, axis=1))
+        level = np.nan_to_num(self.sky["level"])[:, np.newaxis, np.newaxis]
+        measured, flags = measure_targets(
+            self.data - level,
+            self.mask,
+            self.segmentation,
+            self.labels,
+            self.sky["rms"],
+            sigma,
+            self.centers,
+        )
+        self.columns |= measured
+        self.flags |= np.where(self.valid, flags, 0).astype(np.int32)
+
+    def find_sky(self):
         """Measure the sky away from all sources."""
         near = dilate(self.sources, self.parameters["grow"])
         usable = ~(self.mask | near[..., np.newaxis])
-        self.sky = _measure_sky(self.data, usable)
+        self.sky = measure_sky(self.data, usable)
 
     def clean(self, tape):
         """Subtract the sky, deal with neighbours, set the noise."""
@@ -262,7 +352,8 @@ class _Chunk:
             nothing = np.full((len(self.data), self.data.shape[-1]), np.nan)
             self.sky = dict.fromkeys(("level", "level_err", "rms"), nothing)
         else:
-            self.measure_sky()
+            self.find_sky()
+            self._measure()
         level, rms = (
             np.nan_to_num(self.sky[name]).astype(np.float32)[:, np.newaxis, np.newaxis]
             for name in ("level", "rms")
@@ -276,6 +367,8 @@ class _Chunk:
             others = self._neighbors()
             if options["neighbors"] == "mask":
                 self.mask |= others[..., np.newaxis]
+            elif options["neighbors"] == "inpaint":
+                _inpaint(self.data, others, self.mask)
             else:
                 noise = np.lib.stride_tricks.sliding_window_view(
                     tape, self.data[0].size
@@ -300,6 +393,35 @@ class _Chunk:
         target &= self.sources
         others = dilate(self.sources & ~target, self.parameters["grow"])
         return others & ~target & self.valid[:, np.newaxis, np.newaxis]
+
+
+def _centers(stack, rows):
+    """Where targets should be, x and y in pixels of the cutout."""
+    shape = np.array(stack.image_shape[1::-1])
+    n = rows.stop - rows.start
+    centers = np.tile((shape - 1) / 2, (n, 1))
+    moved = {"shift_x", "cutout_size"} & set(stack.columns)
+    if stack.positions is not None and not moved and "image_shape" in stack.meta:
+        # cut at whole pixels, as make_cutouts does
+        positions = stack.positions[rows]
+        centers = positions - np.ceil(positions - shape / 2)
+    return np.where(np.isfinite(centers), centers, (shape - 1) / 2)
+
+
+def _inpaint(data, others, mask):
+    """Continue images smoothly into pixels of other sources, in place."""
+    from skimage.restoration import inpaint_biharmonic
+
+    for row in np.flatnonzero(others.any(axis=(1, 2))):
+        for band in range(data.shape[-1]):
+            bad = mask[row, ..., band]
+            hole = others[row] | bad
+            if hole.all():
+                continue
+            image = np.where(hole, 0, data[row, ..., band])
+            filled = inpaint_biharmonic(image, hole, split_into_regions=True)
+            new = others[row] & ~bad
+            data[row, ..., band][new] = filled[new]
 
 
 def dilate(mask, radius):
@@ -336,108 +458,6 @@ def dilate(mask, radius):
     return out
 
 
-def _measure_sky(data, usable):
-    """
-    Level and scatter of the usable pixels, clipped of what stands out.
-
-    Pixels are sorted once; then what clipping keeps is a range of them, its
-    quantiles are elements, and its means are sums over a range.
-
-    Returns
-    -------
-    sky : dict of `~numpy.ndarray`, shape (n, n_bands)
-        ``level``, ``level_err``, ``rms`` and ``n_pixels``.
-    """
-    n, ny, nx, n_bands = data.shape
-    values = np.where(usable, data, np.float32(np.inf))
-    values = np.moveaxis(values, -1, 1).reshape(n * n_bands, ny * nx)
-    values = np.sort(values, axis=1)
-    last = np.moveaxis(usable, -1, 1).reshape(len(values), -1).view(np.uint8)
-    # several times faster than the sum of a bool array
-    last = last.sum(axis=1, dtype=np.uint32).astype(np.intp)
-    first = np.zeros_like(last)
-    enough = last >= _MIN_SKY_PIXELS
-    for _ in range(_CLIP_PASSES):
-        low, middle, high = (
-            _quantile(values, first, last, q) for q in (0.158655, 0.5, 0.841345)
-        )
-        reach = _CLIP_SIGMA * (high - low) / 2
-        before = first, last
-        beyond = np.nextafter(middle + reach, np.inf)
-        limits = np.stack([middle - reach, beyond])
-        low, high = _count_below(values, limits)
-        first, last = np.maximum(first, low), np.minimum(last, high)
-        if np.array_equal(before, (first, last)):
-            break
-    count = last - first
-    quarter = count // 4
-    # the mean of the middle half: as robust as the median to what clipping
-    # leaves, but it does not stick to the steps of quantised pixels
-    level = _range_mean(values, first + quarter, last - quarter)
-    values -= level.astype(np.float32)[:, np.newaxis]
-    rms = np.sqrt(_range_mean(np.square(values, out=values), first, last))
-    rms /= _CLIPPED_SCATTER
-    sky = {
-        "level": np.where(enough, level, np.nan),
-        "level_err": np.where(
-            enough, rms * _MIDMEAN_ERROR / np.sqrt(np.maximum(count, 1)), np.nan
-        ),
-        "rms": np.where(enough, rms, np.nan),
-        "n_pixels": np.where(enough, count, 0),
-    }
-    return {name: array.reshape(n, n_bands) for name, array in sky.items()}
-
-
-def _range_mean(values, first, last):
-    """Mean of the elements first ... last-1 of rows, in float64; 0 of none."""
-    starts = np.arange(len(values)) * values.shape[1]
-    # reduceat needs an element per range, and one beyond the last range
-    flat = np.append(values.ravel(), np.float32(0))
-    bounds = np.stack([starts + first, starts + last], axis=1).ravel()
-    sums = np.add.reduceat(flat, bounds, dtype=float)[::2]
-    return np.where(last > first, sums, 0) / np.maximum(last - first, 1)
-
-
-def _quantile(values, first, last, q):
-    """Quantile of the elements first ... last-1 of sorted rows."""
-    position = first + q * np.maximum(last - first - 1, 0)
-    low = np.floor(position).astype(int)
-    high = np.minimum(low + 1, np.maximum(last - 1, low))
-    rows = np.arange(len(values))
-    low = np.minimum(low, values.shape[1] - 1)
-    high = np.minimum(high, values.shape[1] - 1)
-    a, b = values[rows, low].astype(float), values[rows, high].astype(float)
-    a, b = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
-    return a + (position - low) * (b - a)
-
-
-def _count_below(values, limits):
-    """
-    How many elements of sorted rows are below each limit: bisection.
-
-    Parameters
-    ----------
-    values : `~numpy.ndarray`, shape (n, n_values)
-        Each row in increasing order.
-    limits : `~numpy.ndarray`, shape (m, n)
-        Limits for each row.
-
-    Returns
-    -------
-    counts : `~numpy.ndarray` of int, shape (m, n)
-        For each limit.
-    """
-    rows = np.arange(len(values))
-    counts = np.zeros(limits.shape, np.intp)
-    step = 1 << int(values.shape[1]).bit_length()
-    while step := step // 2:
-        last = counts + (step - 1)
-        exists = last < values.shape[1]
-        below = values[rows, np.where(exists, last, 0)] < limits
-        counts += np.where(exists & below, step, 0)
-    return counts
-
-
 def _noise_offsets(data):
     """
     Where on the tape of noise each cutout starts: a checksum of its pixels.
@@ -453,65 +473,3 @@ def _make_tape(n_pixels, seed):
     """Normal deviates that all cutouts read from, each from its own place."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal(_TAPE_LENGTH + n_pixels, dtype=np.float32)
-
-
-def _segment(data, mask, n_sigma):
-    """
-    Segment each cutout: one montage, so that photutils is called once.
-
-    Returns
-    -------
-    segmentation : `~numpy.ndarray` of int, shape (n, ny, nx)
-        Source labels.
-    labels : `~numpy.ndarray` of int, shape (n,)
-        The label at the centre, or of the nearest source within 3 pixels;
-        0 if there is none.
-    """
-    n, ny, nx, _ = data.shape
-    snr = _smoothed_snr(data, mask)
-    # rows of zeros keep the sources of different cutouts apart
-    montage = np.pad(snr, ((0, 0), (0, 1), (0, 0))).reshape(n * (ny + 1), nx)
-    segments = find_segments(montage, n_sigma, _MIN_PIXELS, contrast=_CONTRAST)
-    if segments is None:
-        return np.zeros((n, ny, nx), np.int32), np.zeros(n, np.int32)
-    segmentation = segments.data.reshape(n, ny + 1, nx)[:, :ny].astype(np.int32)
-    # number the sources of each cutout from 1, whatever the other cutouts hold
-    rows = np.broadcast_to(np.arange(n)[:, np.newaxis, np.newaxis], segmentation.shape)
-    some = segmentation > 0
-    keys = rows[some] * np.int64(segments.max_label + 1) + segmentation[some]
-    unique, inverse = np.unique(keys, return_inverse=True)
-    owner = unique // (segments.max_label + 1)
-    first = np.searchsorted(owner, np.arange(n))
-    segmentation[some] = inverse - first[rows[some]] + 1
-    return segmentation, _central_labels(segmentation)
-
-
-def _smoothed_snr(data, mask):
-    """The weighted sum of bands, smoothed, over its noise, per cutout."""
-    sky = _measure_sky(data, ~mask)
-    level = np.nan_to_num(sky["level"])[:, np.newaxis, np.newaxis]
-    rms = sky["rms"][:, np.newaxis, np.newaxis]
-    weight = np.where(mask, 0, inverse_variance(rms, rms > 0))
-    total = (weight * np.where(mask, 0, data - level)).sum(axis=-1)
-    total /= np.sqrt(np.maximum(weight.sum(axis=-1), np.finfo(float).tiny))
-    total = ndimage.gaussian_filter(total, _KERNEL_SIGMA, axes=(1, 2))
-    blank = mask.all(axis=-1)
-    total = total.astype(np.float32)[..., np.newaxis]
-    sky = _measure_sky(total, ~blank[..., np.newaxis])
-    level, rms = (
-        np.nan_to_num(sky[name])[:, :, np.newaxis] for name in ("level", "rms")
-    )
-    snr = (total[..., 0] - level) / np.where(rms > 0, rms, np.inf)
-    return np.where(blank, 0, snr)
-
-
-def _central_labels(segmentation):
-    """The label of the pixel with a source that is nearest to the centre."""
-    n, ny, nx = segmentation.shape
-    y, x = np.indices((ny, nx))
-    distance = np.hypot(y - ny // 2, x - nx // 2)
-    near = np.argsort(distance, axis=None, kind="stable")
-    near = near[distance.ravel()[near] <= _TARGET_RADIUS]
-    labels = segmentation.reshape(n, -1)[:, near]
-    first = (labels > 0).argmax(axis=1)
-    return labels[np.arange(n), first]

@@ -1,11 +1,13 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Cutouts of every galaxy of a catalogue, with all that belongs to them."""
 
+import astropy.units as u
 import numpy as np
 
 from astrovae._progress import progress_bar
 from astrovae._validation import check_shape
 from astrovae.flags import Flag
+from astrovae.images._geometry import Geometry
 from astrovae.images._inputs import (
     Plane,
     as_columns,
@@ -15,13 +17,15 @@ from astrovae.images._inputs import (
     other_planes,
     wcs_pixel_scale,
 )
+from astrovae.images._resample import Resampled, resample_psf
+from astrovae.images._sizes import catalog_sizes, is_intensive, make_psf
+from astrovae.images._tiles import cut_tiles
 from astrovae.images.stack import CutoutStack
 
 __all__ = ["make_cutouts"]
 
-# pixels, and rows, at a time, so that they stay in the cache
-_CHUNK_PIXELS = 1 << 17
-_CHUNK_ROWS = 256
+# pixel scales are the same if they differ by less than this share
+_SAME_SCALE = 1e-6
 
 
 def make_cutouts(
@@ -41,9 +45,13 @@ def make_cutouts(
     id_column=None,
     pixel_scale=None,
     unit=None,
+    size=None,
+    size_factor=1.0,
+    recenter=False,
+    tiles=None,
     show_progress=False,
 ):
-    """
+    r"""
     Cut a stamp around every row of a catalogue.
 
     Mask, errors, PSF and source labels are carried along. Pixels outside
@@ -57,7 +65,9 @@ def make_cutouts(
         A 2-D image, one 2-D image per band (a dict of band names, or a
         sequence), or a 3-D array with ``band_axis``. Quantities, masked
         arrays and ``NDData`` give their unit, mask, uncertainty and WCS.
-        Images on disk (memory-mapped FITS) are read where they are cut.
+        A path names a FITS file, as for `read_image`; images on disk are read
+        where they are cut, tile-compressed ones as well. With ``tiles``, a
+        dict or sequence of images that together cover the sky.
     catalog : `~astropy.table.Table`, `~pandas.DataFrame`, \
             `~photutils.segmentation.SourceCatalog` or \
             `~astropy.coordinates.SkyCoord`
@@ -68,7 +78,8 @@ def make_cutouts(
         else is needed.
     shape : int or (int, int)
         Size ``(ny, nx)`` of a cutout in pixels. Its first pixel is
-        ``ceil(position - size / 2)``, as in `astropy.nddata.Cutout2D`.
+        ``ceil(position - shape / 2)``, as in `astropy.nddata.Cutout2D`,
+        unless ``size`` or ``recenter`` is given.
     wcs : `~astropy.wcs.WCS`, optional
         World coordinates of the image, for positions on the sky.
     error : image, optional
@@ -77,10 +88,12 @@ def make_cutouts(
     mask : image, optional
         `True` (or not zero) marks a bad pixel. Forms as for ``error``.
         Joined with the mask that the image brings along.
-    psf : image or array_like, shape (n or 1, ky, kx, n_bands), optional
+    psf : image, callable or array_like, shape (n or 1, ky, kx, n_bands), optional
         The effective PSF. In the forms of ``image`` (2-D for all bands, one
         2-D per band, 3-D with ``band_axis``) it is the PSF of all rows; a
-        4-D array has one PSF per row.
+        4-D array has one PSF per row. ``psf(x, y)``, or a dict with one such
+        function per band, gives the PSF at a position in pixels, 2-D or
+        (ky, kx, n_bands).
     segmentation : `~photutils.segmentation.SegmentationImage` or 2-D array \
             of int, optional
         Source labels of the image. The label of a target is the one in the
@@ -103,19 +116,55 @@ def make_cutouts(
         the WCS.
     unit : str or `~astropy.units.Unit`, optional
         Unit of the pixel values; images with another unit are converted.
+    size : float, `~astropy.units.Quantity`, str or array_like, optional
+        The width of what a cutout shows: an angle, a number of pixels of the
+        image, the name of a column with either, or one value per row. The
+        image is resampled to pixels that are ``size / nx`` wide, centred on the
+        position: by the area that pixels have in common, so that flux is
+        conserved, or surface brightness if the unit is one. Any bad pixel that
+        it touches makes a pixel bad. Rows without a valid size are masked.
+    size_factor : float, optional
+        The size is multiplied by this, e.g. 4 to show 4 radii of a column.
+    recenter : bool, optional
+        Move the pixels by a fraction of a pixel, so that positions are at the
+        centre, ``((nx - 1) / 2, (ny - 1) / 2)``. The interpolation conserves
+        the flux and the variance of white noise, and leaves it white; it needs
+        images that are sampled well enough (a PSF of 2 pixels or more). Pixels
+        next to bad ones become bad.
+    tiles : str or True, optional
+        The image is a dict or sequence of tiles, each an image in one of
+        the forms above, with its WCS, mostly a path. A name is that of the
+        column with the keys (or numbers) of tiles; `True` takes for each row
+        the tile with the position farthest inside. Then ``error``, ``mask``,
+        ``psf`` and ``segmentation`` have the same keys (or length), or hold for
+        all tiles. Rows whose tile is missing or damaged are masked and flagged.
     show_progress : bool, optional
         Whether to show a progress bar.
 
     Returns
     -------
     stack : `~astrovae.images.CutoutStack`
-        One cutout per row, 0 where the image has no (finite) pixel.
+        One cutout per row, 0 where the image has no (finite) pixel. Its
+        ``columns`` have what differs between rows: ``cutout_size`` (width in
+        pixels of the image) and ``pixel_scale`` (arcsec) with ``size``,
+        ``shift_x`` and ``shift_y`` (pixels) with ``recenter``, and ``tile``.
 
     Raises
     ------
     ValueError
         If the catalogue has no positions, or sky positions and the image
         no celestial WCS; if shapes or numbers of bands do not fit.
+
+    Warns
+    -----
+    ~astropy.utils.exceptions.AstropyUserWarning
+        If tiles are missing: how many, and how many rows are lost.
+
+    Notes
+    -----
+    Errors are those of each pixel, :math:`\sum w^2 \sigma^2` with the weights
+    :math:`w` of the pixels of the image. Resampled to smaller pixels, noise is
+    correlated between pixels, which errors do not say.
 
     Examples
     --------
@@ -129,7 +178,16 @@ def make_cutouts(
     >>> stack.flags
     array([ 0, 68], dtype=int32)
     """
+    options = {"wcs": wcs, "bands": bands, "band_axis": band_axis, "unit": unit}
+    options |= {"xy_columns": xy_columns, "sky_columns": sky_columns}
+    options |= {"id_column": id_column, "pixel_scale": pixel_scale}
+    options |= {"size": size, "size_factor": size_factor, "recenter": recenter}
     shape = check_shape("shape", shape)
+    extras = {"error": error, "mask": mask, "psf": psf, "segmentation": segmentation}
+    if tiles is not None:
+        return cut_tiles(
+            make_cutouts, image, catalog, shape, tiles, extras, options, show_progress
+        )
     planes, unit = image_planes(image, bands=bands, band_axis=band_axis, unit=unit)
     errors = other_planes("error", error, planes, band_axis=band_axis, unit=unit)
     masks = [other_planes("mask", None, planes)]
@@ -138,178 +196,76 @@ def make_cutouts(
     first = next(iter(planes.values()))
     psf = getattr(image, "psf", None) if psf is None else psf
     wcs = first.wcs if wcs is None else wcs
+    scale = wcs_pixel_scale(wcs) if pixel_scale is None else pixel_scale
     catalog = as_columns(catalog)
     positions, known, position_columns = catalog_positions(
         catalog, wcs, xy_columns=xy_columns, sky_columns=sky_columns
     )
     ids, id_column = catalog_ids(catalog, id_column)
-    geometry = _Geometry(positions, shape, first.array.shape)
+    image_shape = first.array.shape
+    columns, step = {}, None
+    if size is not None:
+        columns["cutout_size"] = catalog_sizes(
+            catalog, size, size_factor, scale, image_shape
+        )
+        step = columns["cutout_size"] / shape[1]
+        if scale is not None:
+            columns["pixel_scale"] = step * u.Quantity(scale, u.arcsec).value
+            scale = _common_scale(columns["pixel_scale"])
+    if step is None and not recenter:
+        geometry = Geometry(positions, shape, image_shape)
+    else:
+        intensive = is_intensive(unit)
+        geometry = Resampled(positions, shape, image_shape, step, intensive=intensive)
+        if step is None:
+            columns["shift_x"], columns["shift_y"] = geometry.shifts.T
+    if segmentation is not None:
+        segmentation = _segmentation_plane(segmentation, image_shape)
     given = [plane for some in (errors, *masks) for plane in some if plane is not None]
-    total = (len(planes) + len(given)) * len(positions)
+    total = (len(planes) + len(given)) * len(positions) if step is None else len(known)
     with progress_bar("Cutting", total, show=show_progress) as advance:
-        data = geometry.cut(planes.values(), np.float32, advance)
-        bad = geometry.outside(len(planes))
-        for some in masks:
-            if any(plane is not None for plane in some):
-                bad |= geometry.cut(some, bool, advance)
-        if any(plane is not None for plane in errors):
-            errors = geometry.cut(errors, np.float32, advance)
-        else:
-            errors = None
+        cut = geometry.cut_all(
+            list(planes.values()), errors, masks, segmentation, advance
+        )
     labels = None
     if segmentation is not None:
-        segmentation = _segmentation_plane(segmentation, first.array.shape)
-        segmentation = geometry.cut([segmentation], np.int32)[..., 0]
-        labels = _target_labels(segmentation, catalog, geometry)
-    flags = geometry.flags(known)
-    _hide_non_finite(data, bad, flags)
+        labels = _target_labels(cut["segmentation"], catalog, geometry)
+    cut["flags"] = _complete_flags(cut["flags"], known, step)
+    psf = make_psf(psf, planes, positions, geometry.overlaps, band_axis)
+    if psf is not None and step is not None and len(psf) in (1, len(step)):
+        psf = resample_psf(psf, step)
     return CutoutStack(
-        data,
-        mask=bad,
-        error=errors,
-        psf=_make_psf(psf, planes, len(positions), band_axis),
-        segmentation=segmentation,
+        **cut,
+        psf=psf,
         labels=labels,
         bands=list(planes),
-        pixel_scale=wcs_pixel_scale(wcs) if pixel_scale is None else pixel_scale,
+        pixel_scale=scale,
         unit=unit,
         ids=ids,
         positions=positions,
-        flags=flags,
+        columns=columns,
         meta={
-            "image_shape": list(first.array.shape),
+            "image_shape": list(image_shape),
             "position_columns": list(position_columns),
             "id_column": id_column,
         },
     )
 
 
-def _hide_non_finite(data, mask, flags):
-    """Mask pixels that are not finite, flag their rows, and set them to 0."""
-    for start in range(0, len(data), _CHUNK_ROWS):
-        rows = slice(start, start + _CHUNK_ROWS)
-        # one value that is not finite spoils the sum: the common case is fast
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = data[rows].sum(dtype=np.float32)
-        if not np.isfinite(total):
-            bad = ~np.isfinite(data[rows])
-            flags[rows] |= np.where(bad.any(axis=(1, 2, 3)), Flag.NON_FINITE, 0)
-            mask[rows] |= bad
-            data[rows][bad] = 0
+def _complete_flags(flags, known, step):
+    """Flags of pixels, with those of rows that lack a size or a position."""
+    if step is not None:
+        unknown = np.isnan(step)
+        flags = np.where(unknown, Flag.NO_SIZE, flags)
+    return np.where(known, flags, Flag.NO_POSITION).astype(np.int32)
 
 
-class _Geometry:
-    """Where the cutouts lie on the image."""
-
-    def __init__(self, positions, shape, image_shape):
-        self.shape, self.image_shape = shape, image_shape
-        self.n = len(positions)
-        yx = positions[:, ::-1]
-        # the convention of astropy.nddata; far positions must fit an integer
-        origin = np.ceil(yx - np.array(shape) / 2.0)
-        far = np.add(shape, image_shape)
-        origin = np.where(np.isnan(origin), -far, np.clip(origin, -far, far))
-        self.origin = origin.astype(np.intp)
-        end = self.origin + shape
-        self.overlaps = ((end > 0) & (self.origin < image_shape)).all(axis=1)
-        self.inside = ((self.origin >= 0) & (end <= image_shape)).all(axis=1)
-        center = np.where(np.isfinite(yx), np.floor(yx + 0.5), -far)
-        self.center = np.clip(center, -far, far).astype(np.intp) - self.origin
-
-    def flags(self, known):
-        """The flag bits of where the cutouts lie."""
-        flags = np.where(known & ~self.overlaps, Flag.NO_OVERLAP, 0)
-        flags |= np.where(known, 0, Flag.NO_POSITION)
-        flags |= np.where(self.overlaps & ~self.inside, Flag.PARTIAL, 0)
-        return flags.astype(np.int32)
-
-    def _edge_indices(self, rows):
-        """Pixel indices of cutouts that reach over an edge, and which exist."""
-        index, exists = [], []
-        for axis in (0, 1):
-            pixels = self.origin[rows, axis, np.newaxis] + np.arange(self.shape[axis])
-            last = self.image_shape[axis] - 1
-            exists.append((pixels >= 0) & (pixels <= last))
-            index.append(np.clip(pixels, 0, last))
-        return index, exists[0][:, :, np.newaxis] & exists[1][:, np.newaxis, :]
-
-    def outside(self, n_bands):
-        """Mask of the pixels that are not on the image."""
-        mask = np.zeros((self.n, *self.shape, n_bands), dtype=bool)
-        mask[~self.overlaps] = True
-        for rows in self._chunks(self.overlaps & ~self.inside):
-            mask[rows] = ~self._edge_indices(rows)[1][..., np.newaxis]
-        return mask
-
-    def _chunks(self, which):
-        """Row numbers, in pieces that bound the memory in use."""
-        rows = np.flatnonzero(which)
-        size = max(1, _CHUNK_PIXELS // (self.shape[0] * self.shape[1]))
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    @staticmethod
-    def _index(rows):
-        """Increasing row numbers as a slice where they are without a gap."""
-        if rows[-1] - rows[0] + 1 == len(rows):
-            return slice(rows[0], rows[-1] + 1)
-        return rows
-
-    def cut(self, planes, dtype, advance=lambda n=1: None):
-        """
-        Cut all planes.
-
-        Parameters
-        ----------
-        planes : iterable of (`Plane` or None)
-            One per band; `None` gives zeros.
-        dtype : dtype
-            Of the result.
-        advance : callable, optional
-            Told how many cutouts are done.
-
-        Returns
-        -------
-        cutouts : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
-            0 outside the image.
-        """
-        planes = list(planes)
-        # fresh zeroed memory is much slower to fill: zero only what is not cut
-        out = np.empty((self.n, *self.shape, len(planes)), dtype)
-        out[~self.overlaps] = 0
-        for band, plane in enumerate(planes):
-            if plane is None:
-                out[..., band] = 0
-                continue
-            whole = self._chunks(self.inside)
-            if whole:
-                windows = np.lib.stride_tricks.sliding_window_view(
-                    plane.array, self.shape
-                )
-            for rows in whole:
-                y, x = self.origin[rows].T
-                self._store(plane, windows[y, x], out, rows, band)
-                advance(len(rows))
-            for rows in self._chunks(self.overlaps & ~self.inside):
-                (y, x), exists = self._edge_indices(rows)
-                stored = plane.array[y[:, :, np.newaxis], x[:, np.newaxis, :]]
-                self._store(plane, np.where(exists, stored, 0), out, rows, band)
-                out[rows, ..., band][~exists] = 0
-                advance(len(rows))
-            advance(int((~self.overlaps).sum()))
-        return out
-
-    @staticmethod
-    def _store(plane, stored, out, rows, band):
-        """Write stored pixels to their rows of the output."""
-        rows = _Geometry._index(rows)
-        if out.dtype.kind != "f":
-            out[rows, ..., band] = stored
-        elif isinstance(rows, slice):
-            plane.values(stored, out[rows, ..., band])
-        else:
-            values = np.empty(stored.shape, out.dtype)
-            plane.values(stored, values)
-            out[rows, ..., band] = values
+def _common_scale(scales):
+    """The pixel scale in arcsec if it is that of all cutouts."""
+    known = scales[np.isfinite(scales)]
+    if len(known) and np.ptp(known) <= _SAME_SCALE * known[0]:
+        return known[0]
+    return None
 
 
 def _segmentation_plane(segmentation, image_shape):
@@ -338,18 +294,3 @@ def _target_labels(segmentation, catalog, geometry):
             occurs = occurs.any(axis=(1, 2)) & (column > 0)
             labels = np.where(occurs, column, labels)
     return labels
-
-
-def _make_psf(psf, planes, n, band_axis):
-    """The PSFs in the shape of a stack: (n or 1, ky, kx, n_bands)."""
-    if psf is None or np.ndim(psf) == 4:
-        return psf
-    kernels, _ = image_planes(
-        psf,
-        bands=list(planes) if isinstance(psf, dict) else None,
-        band_axis=band_axis,
-    )
-    if len(kernels) not in (1, len(planes)):
-        msg = f"psf has {len(kernels)} bands, the image {len(planes)}."
-        raise ValueError(msg)
-    return np.stack([kernel.full() for kernel in kernels.values()], axis=-1)[np.newaxis]

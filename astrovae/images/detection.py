@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """From an image without a catalogue to a catalogue of its sources."""
 
+import inspect
 import warnings
 
 import astropy.units as u
@@ -8,7 +9,7 @@ import numpy as np
 from astropy.stats import gaussian_fwhm_to_sigma
 from astropy.table import QTable
 from photutils.background import Background2D
-from photutils.segmentation import deblend_sources
+from photutils.segmentation import SegmentationImage, deblend_sources
 from photutils.segmentation import detect_sources as detect_segments
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
@@ -25,6 +26,9 @@ _PIXEL_VARIANCE = 1 / 12
 # sources that are bright enough, relative to the threshold, to measure the blur
 _BRIGHT = 8.0
 _MIN_BRIGHT_SOURCES = 5
+# a source that touches another rises above the saddle between both by this share
+# of it and by so many sigmas
+_SADDLE_SHARE, _SADDLE_SIGMA = 0.3, 3.0
 # percentile of the minor axes of bright sources that stands for a point source
 _COMPACT_PERCENTILE = 10.0
 # at most this share of a box may be masked if it is to measure the background
@@ -285,10 +289,70 @@ def find_segments(snr, n_sigma, n_pixels, *, contrast=None, bad=None):
         warnings.filterwarnings("ignore", message="The deblending mode")
         segments = detect_segments(snr, n_sigma, n_pixels, mask=bad)
         if segments is not None and contrast is not None:
-            segments = deblend_sources(
-                snr, segments, n_pixels, contrast=contrast, progress_bar=False
-            )
+            options = {"contrast": contrast} | _without_progress(deblend_sources)
+            split = deblend_sources(snr, segments, n_pixels, **options)
+            segments = _merge_shallow(snr, split)
     return segments
+
+
+def _merge_shallow(snr, segments):
+    """
+    Put parts together again that no valley divides.
+
+    Deblending asks how much light a part has. Arms and rings have enough, but
+    their peaks hardly rise above the saddle to the rest of their galaxy.
+    """
+    labels = segments.data
+    n = int(labels.max())
+    peak = np.zeros(n + 1)
+    some = labels > 0
+    np.maximum.at(peak, labels[some], snr[some])
+    ny, nx = labels.shape
+    keys, heights = [], []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        first = np.s_[: ny - dy, max(0, -dx) : nx - max(0, dx)]
+        second = np.s_[dy:, max(0, dx) : nx + min(0, dx)]
+        a, b = labels[first], labels[second]
+        border = (a != b) & (a > 0) & (b > 0)
+        a, b = a[border].astype(np.int64), b[border]
+        keys.append(np.minimum(a, b) * (n + 1) + np.maximum(a, b))
+        heights.append(np.minimum(snr[first][border], snr[second][border]))
+    keys, index = np.unique(np.concatenate(keys), return_inverse=True)
+    if not len(keys):
+        return segments
+    saddle = np.full(len(keys), -np.inf)
+    np.maximum.at(saddle, index, np.concatenate(heights))
+    root = np.arange(n + 1)
+
+    def find(label):
+        while root[label] != label:
+            label = root[label]
+        return label
+
+    # from the highest saddle down, as when water falls
+    for pair in np.argsort(-saddle, kind="stable"):
+        a, b = (find(int(label)) for label in divmod(keys[pair], n + 1))
+        low, high = (a, b) if peak[a] <= peak[b] else (b, a)
+        limit = (1 + _SADDLE_SHARE) * saddle[pair] + _SADDLE_SIGMA
+        if low != high and peak[low] < limit:
+            root[low] = high
+    mapping = np.array([find(label) for label in range(n + 1)])
+    if (mapping == np.arange(n + 1)).all():
+        return segments
+    merged = SegmentationImage(mapping[labels].astype(labels.dtype))
+    merged.relabel_consecutive()
+    return merged
+
+
+def _without_progress(function):
+    """
+    What keeps photutils from showing a progress bar.
+
+    From version 3.1 on it shows none unless asked, and the argument is deprecated.
+    """
+    argument = inspect.signature(function).parameters.get("progress_bar")
+    shown = argument is not None and argument.default is True
+    return {"progress_bar": False} if shown else {}
 
 
 class _Shapes:

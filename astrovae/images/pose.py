@@ -29,7 +29,7 @@ _FILL_SIGMA = 2.0
 _ROUNDING = 1e-6
 
 
-def measure_pose(stack, *, max_iter=25, show_progress=False):
+def measure_pose(stack, *, known=None, max_iter=25, show_progress=False):
     r"""
     Measure centre, position angle, shape, size and handedness of each galaxy.
 
@@ -42,6 +42,14 @@ def measure_pose(stack, *, max_iter=25, show_progress=False):
     stack : `~astrovae.images.CutoutStack`
         The cutouts; they are not changed. Without an error plane, the noise
         is estimated from the differences of adjacent pixels.
+    known : `~astropy.table.Table`, optional
+        Centres, angles and shapes that were found otherwise, e.g. those of
+        `GaussianFit.pose_ <astrovae.baselines.GaussianFit>`: ``pose_x``,
+        ``pose_y``, ``pose_angle``, ``pose_size`` and ``pose_axis_ratio``, as
+        in `~astrovae.catalog.add_pose`. Nothing is fitted then: only which
+        sides are the brighter ones is measured, and the uncertainties. A pose
+        is given to all galaxies that have one within their cutout, however
+        faint.
     max_iter : int, optional
         Most iterations per galaxy. About ten are usual.
     show_progress : bool, optional
@@ -59,7 +67,8 @@ def measure_pose(stack, *, max_iter=25, show_progress=False):
     Raises
     ------
     ValueError
-        If ``max_iter`` is not a positive integer.
+        If ``max_iter`` is not a positive integer, or ``known`` lacks columns or
+        rows.
 
     Notes
     -----
@@ -123,21 +132,44 @@ def measure_pose(stack, *, max_iter=25, show_progress=False):
     max_iter = check_positive_int("max_iter", max_iter)
     n = len(stack)
     pose = np.full(n, np.nan, _DTYPE)
+    shapes = None if known is None else _known_shapes(known, stack)
     flags = np.array(stack.flags) & ~np.int32(_FLAGS)
     with progress_bar("Measuring poses", n, show=show_progress) as advance:
         for start in range(0, n, _CHUNK):
             rows = slice(start, min(start + _CHUNK, n))
             planes = stack.batch(np.arange(rows.start, rows.stop))
             images = detection_image(planes, max_iter)
-            measured, bits = measure_moments(*images, max_iter)
+            shape = None if shapes is None else shapes[rows]
+            measured, bits = measure_moments(*images, max_iter, shape)
             for name, values in measured.items():
                 pose[name][rows] = values
             flags[rows] |= bits
             advance(rows.stop - rows.start)
     pose[(flags & Flag.POSE_FAILED) > 0] = _identity()
-    pose[(flags & Flag.POSE_FAILED) > 0] = _identity()
-    step = {"name": "measure_pose", "parameters": {"max_iter": max_iter}}
+    parameters = {"max_iter": max_iter} if known is None else {"known": True}
+    step = {"name": "measure_pose", "parameters": parameters}
     return stack.replace(pose=pose, flags=flags, steps=(*stack.steps, step))
+
+
+def _known_shapes(table, stack):
+    """Centres and covariances, as `measure_moments` takes them, NaN if unknown."""
+    missing = {"pose_size", "pose_axis_ratio"}.difference(table.colnames)
+    if missing:
+        msg = f"the table of known poses lacks {', '.join(sorted(missing))}."
+        raise ValueError(msg)
+    if len(table) != len(stack):
+        msg = f"got {len(table)} known poses for {len(stack)} cutouts."
+        raise ValueError(msg)
+    pose = _from_table(table, (len(stack), *stack.image_shape))
+    cos, sin = np.cos(pose["angle"]), np.sin(pose["angle"])
+    major = pose["size"] ** 2 / pose["axis_ratio"]
+    minor = pose["size"] ** 2 * pose["axis_ratio"]
+    covariance = (
+        cos**2 * major + sin**2 * minor,
+        cos * sin * (major - minor),
+        sin**2 * major + cos**2 * minor,
+    )
+    return np.stack([pose["x"], pose["y"], *covariance], axis=1)
 
 
 def _identity():

@@ -10,11 +10,14 @@ from astropy.nddata import NDData
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS, FITSFixedWarning
 
+from astrovae.images._file_plane import FileSection
+
 __all__ = ["read_image"]
 
 # Compressed pixels can take far more memory than their file takes space: a
 # blank image shrinks a thousandfold. Beyond both limits a header is not believed.
 _MAX_EXPANSION, _MAX_EXPANDED_BYTES = 200, 4 << 30
+_SCALED = {"BSCALE", "BZERO", "BLANK"}
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x1f\x9d")
 
 
@@ -22,8 +25,9 @@ def read_image(path, *, hdu=None):
     """
     Open an image in a FITS file, with its coordinates and unit.
 
-    The pixels stay on disk and are read where they are used, unless they
-    are compressed or scaled (``BZERO``, ``BSCALE``).
+    The pixels stay on disk and are read where they are used, unless the
+    whole file is compressed. Tiles are decompressed, and stored values scaled
+    (``BZERO``, ``BSCALE``), where they are used.
 
     Parameters
     ----------
@@ -78,24 +82,30 @@ def _read(path, hdu):
         # astropy opens truncated files with a warning: the size check decides
         warnings.simplefilter("ignore", AstropyUserWarning)
         warnings.simplefilter("ignore", FITSFixedWarning)
-        try:
-            return _read_hdu(path, hdu, memmap=True)
-        except ValueError as error:
-            if "memmap" not in str(error):
-                raise
-            # scaled pixels have to be converted, hence read
-            return _read_hdu(path, hdu, memmap=False)
+        # sections of scaled images cannot be read from a mapped file
+        with fits.open(path, memmap=False) as hdus:
+            found = _find_image(hdus, hdu)
+            _check_size(path, found)
+            scaled = not _SCALED.isdisjoint(found.header)
+            packed = _is_packed(path)
+            in_parts = isinstance(found, fits.CompImageHDU) or (scaled and not packed)
+            if in_parts or packed:
+                return _read_hdu(path, hdus, found, in_parts=in_parts)
+        with fits.open(path, memmap=True) as hdus:
+            return _read_hdu(path, hdus, _find_image(hdus, hdu), in_parts=False)
 
 
-def _read_hdu(path, hdu, *, memmap):
-    with fits.open(path, memmap=memmap) as hdus:
-        found = _find_image(hdus, hdu)
-        _check_size(path, found)
-        data = found.data
-        wcs = WCS(found.header, fobj=hdus)
-        header = found.header.copy()
+def _read_hdu(path, hdus, hdu, *, in_parts):
+    if in_parts:
+        number = next(i for i, one in enumerate(hdus) if one is hdu)
+        first = hdu.section[(slice(0, 1),) * len(hdu.shape)]
+        data = FileSection(path, number, hdu.shape, first.dtype)
+    else:
+        data = hdu.data
+    wcs = WCS(hdu.header, fobj=hdus)
+    header = hdu.header.copy()
     while data.ndim > 2 and data.shape[0] == 1:
-        data = data[0]
+        data = data.hold(0, 0) if in_parts else data[0]
     if data.ndim not in (2, 3):
         msg = (
             f"its image has {data.ndim} axes, of lengths {data.shape}; expected 2 or 3"
@@ -128,18 +138,33 @@ def _find_image(hdus, hdu):
     raise _ImageError(msg)
 
 
+def _is_packed(path):
+    """Whether a file is compressed as a whole."""
+    with path.open("rb") as file:
+        return file.read(6).startswith(_COMPRESSED)
+
+
+def _tiles_end(path, hdu):
+    """Where the table of compressed tiles ends in the file."""
+    start = hdu.fileinfo()["datLoc"]
+    with fits.open(path, disable_image_compression=True) as hdus:
+        table = next(one for one in hdus if one.fileinfo()["datLoc"] == start).header
+    return start + table["NAXIS1"] * table["NAXIS2"] + table["PCOUNT"]
+
+
 def _check_size(path, hdu):
     """Refuse an image that is larger than its file can hold."""
     claimed = abs(hdu.header["BITPIX"]) // 8
     for size in hdu.shape:
         claimed *= int(size)
     actual = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(6)
-    compressed = isinstance(hdu, fits.CompImageHDU) or start.startswith(_COMPRESSED)
-    if compressed:
+    tiled = isinstance(hdu, fits.CompImageHDU)
+    if _is_packed(path) or tiled:
         impossible = claimed > max(_MAX_EXPANDED_BYTES, _MAX_EXPANSION * actual)
         needed = claimed
+        if tiled and not _is_packed(path):
+            needed = _tiles_end(path, hdu)
+            impossible |= needed > actual
     else:
         needed = hdu.fileinfo()["datLoc"] + claimed
         impossible = needed > actual

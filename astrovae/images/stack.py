@@ -13,7 +13,23 @@ import numpy as np
 from astrovae._files import atomic_file
 from astrovae._validation import check_preprocessing, clean_batch
 from astrovae.flags import Flag
-from astrovae.images._file_plane import FilePlane
+from astrovae.images._checks import (
+    as_column,
+    as_plane,
+    check_bands,
+    check_columns,
+    check_ids,
+    check_labels,
+    check_pixel_scale,
+    check_psf,
+    float_plane,
+    in_unit,
+    mask_flags,
+    where_any,
+)
+from astrovae.images._combine import concatenate, from_table, to_table
+from astrovae.images._file_plane import FilePlane, read_column
+from astrovae.images._pictures import read_pictures
 from astrovae.images.pose import as_pose, pose_columns, pose_parameters
 
 __all__ = ["CutoutStack"]
@@ -66,6 +82,8 @@ class CutoutStack:
     flags : array_like of int, shape (n,), optional
         Bits of `~astrovae.flags.Flag`. Bits that follow from the pixels
         are added.
+    columns : dict of array_like, shape (n, ...), optional
+        Anything else that is known of each cutout: numbers or strings.
     steps : sequence of dict, optional
         The steps of preparation so far.
     meta : dict, optional
@@ -103,33 +121,34 @@ class CutoutStack:
         positions=None,
         pose=None,
         flags=None,
+        columns=None,
         steps=(),
         meta=None,
     ):
         if unit is None and isinstance(data, u.Quantity):
             unit = data.unit
-        data, error = _in_unit(data, unit), _in_unit(error, unit)
-        self.data = _float_plane("data", data)
+        data, error = in_unit(data, unit), in_unit(error, unit)
+        self.data = float_plane("data", data)
         shape = self.data.shape
         self.mask = np.isfinite(self.data)
         np.logical_not(self.mask, out=self.mask)  # no second plane in memory
-        flags = _column("flags", flags, shape[0], np.int32, 0)
-        flags |= _where_any(self.mask, Flag.NON_FINITE)
+        flags = as_column("flags", flags, shape[0], np.int32, 0)
+        flags |= where_any(self.mask, Flag.NON_FINITE)
         if mask is not None:
-            self.mask |= _plane("mask", mask, shape).astype(bool, copy=False)
+            self.mask |= as_plane("mask", mask, shape).astype(bool, copy=False)
         self.error = None
         if error is not None:
-            self.error = _float_plane("error", _plane("error", error, shape))
+            self.error = float_plane("error", as_plane("error", error, shape))
             bad = ~(np.isfinite(self.error) & (self.error > 0)) & ~self.mask
-            flags |= _where_any(bad, Flag.BAD_ERROR)
+            flags |= where_any(bad, Flag.BAD_ERROR)
             self.mask |= bad
-        self.flags = flags | _mask_flags(self.mask)
-        self.psf = None if psf is None else _check_psf(psf, shape)
-        self.segmentation, self.labels = _check_labels(segmentation, labels, shape)
-        self.bands = _check_bands(bands, shape[-1])
-        self.pixel_scale = _check_pixel_scale(pixel_scale)
+        self.flags = flags | mask_flags(self.mask)
+        self.psf = None if psf is None else check_psf(psf, shape)
+        self.segmentation, self.labels = check_labels(segmentation, labels, shape)
+        self.bands = check_bands(bands, shape[-1])
+        self.pixel_scale = check_pixel_scale(pixel_scale)
         self.unit = None if unit is None else u.Unit(unit)
-        self.ids = np.arange(shape[0]) if ids is None else _check_ids(ids, shape[0])
+        self.ids = np.arange(shape[0]) if ids is None else check_ids(ids, shape[0])
         self.positions = None
         if positions is not None:
             self.positions = np.array(positions, dtype=float).reshape(-1, 2)
@@ -138,6 +157,7 @@ class CutoutStack:
                 raise ValueError(msg)
         self.pose, unknown = as_pose(pose, shape)
         self.flags |= unknown
+        self.columns = check_columns(columns, shape[0])
         self.steps = tuple(copy.deepcopy(list(steps)))
         self.meta = copy.deepcopy(dict(meta or {}))
         self._path = None
@@ -248,6 +268,7 @@ class CutoutStack:
             elif value is not None:
                 value = value[rows]
             setattr(new, name, value)
+        new.columns = {name: values[rows] for name, values in self.columns.items()}
         return new
 
     def held_out(self, fraction=0.2, *, seed=0):
@@ -341,10 +362,125 @@ class CutoutStack:
             "bands",
             "pixel_scale",
             "unit",
+            "columns",
             "steps",
             "meta",
         )
         return CutoutStack(**({name: getattr(self, name) for name in names} | changes))
+
+    @classmethod
+    def concatenate(cls, stacks):
+        """
+        Put stacks one after the other.
+
+        Parameters
+        ----------
+        stacks : iterable of `CutoutStack`
+            Of the same shape, bands, unit, pixel scale and steps.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            All rows, in order, in memory. Of ``meta``, what all have in common.
+
+        Raises
+        ------
+        ValueError
+            If there is no stack, or they do not fit together.
+        """
+        return concatenate(cls, stacks)
+
+    def to_table(self):
+        """
+        Give the stack as a table with image columns.
+
+        Returns
+        -------
+        table : `~astropy.table.Table`
+            Columns ``id``, ``image``, ``mask``, ``error``, ``psf`` and so on,
+            and those of ``columns``; what is common to all rows is in
+            ``table.meta``. FITS, HDF5 and ECSV can hold it.
+        """
+        return to_table(self)
+
+    @classmethod
+    def from_table(cls, table, **options):
+        """
+        Make a stack from a table with image columns.
+
+        Parameters
+        ----------
+        table : `~astropy.table.Table`
+            With a column ``image`` of shape (n, ny, nx) or (n, ny, nx, n_bands),
+            and optionally ``id``, ``mask``, ``error``, ``psf``, ``flags`` and
+            ``pose_*``; what `to_table` gives, or like it.
+        **options
+            Arguments of `CutoutStack` that the table does not say.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            One cutout per row.
+
+        Raises
+        ------
+        ValueError
+            If there is no column ``image``, or shapes do not fit.
+        """
+        return from_table(cls, table, options)
+
+    @classmethod
+    def from_images(
+        cls, path, *, shape=None, ids=None, bands=None, show_progress=False, **options
+    ):
+        """
+        Read one image file per galaxy, from a folder or a zip archive.
+
+        Parameters
+        ----------
+        path : path-like
+            With files ``<id>.jpg``, ``.png``, ``.npy`` (of shape (ny, nx) or
+            (ny, nx, n_bands)) or ``.fits`` (bands first). Rows of pictures are
+            turned over: the first is at the bottom.
+        shape : int or (int, int), optional
+            Keep so many pixels around the centre; by default the size of the
+            first image. What an image does not have is masked.
+        ids : sequence of int or str, optional
+            Which images, in which order; by default all.
+        bands : sequence of str, optional
+            Names of the bands.
+        show_progress : bool, optional
+            Whether to show a progress bar.
+        **options
+            Further arguments of `CutoutStack`, e.g. ``pixel_scale``.
+
+        Returns
+        -------
+        stack : `CutoutStack`
+            Images that are missing, damaged, or implausibly large are masked
+            rows with the flag ``UNREADABLE``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder or archive.
+        ValueError
+            If it has no images, none can be read, or they do not fit in memory.
+
+        Warns
+        -----
+        ~astropy.utils.exceptions.AstropyUserWarning
+            If some cannot be read.
+        """
+        return read_pictures(
+            cls,
+            path,
+            shape=shape,
+            ids=ids,
+            bands=bands,
+            options=options,
+            show_progress=show_progress,
+        )
 
     def write(self, path, *, overwrite=False):
         """
@@ -374,8 +510,10 @@ class CutoutStack:
     def _write_hdf5(self, file):
         record = self.preprocessing | {"version": _FORMAT_VERSION, "meta": self.meta}
         file.attrs["astrovae"] = json.dumps(record)
-        for name in (*_PLANES, *_COLUMNS, "labels", "psf"):
-            value = getattr(self, name)
+        names = (*_PLANES, *_COLUMNS, "labels", "psf")
+        values = {name: getattr(self, name) for name in names}
+        values |= {f"columns/{name}": column for name, column in self.columns.items()}
+        for name, value in values.items():
             if value is None:
                 continue
             value = np.asarray(value)
@@ -429,11 +567,9 @@ class CutoutStack:
                     plane = FilePlane(path, name, file[name].shape, file[name].dtype)
                 setattr(stack, name, plane)
             for name in (*_COLUMNS, "labels"):
-                value = file.get(name)
-                if value is not None:
-                    text = value.dtype.kind == "O"
-                    value = value.asstr()[()].astype(str) if text else value[()]
-                setattr(stack, name, value)
+                setattr(stack, name, read_column(file[name]) if name in file else None)
+            group = file.get("columns", {})
+            stack.columns = {name: read_column(group[name]) for name in group}
         if record["version"] != _FORMAT_VERSION:
             msg = f"its format is version {record['version']}"
             raise ValueError(msg)
@@ -448,132 +584,3 @@ class CutoutStack:
         stack.meta = record["meta"]
         stack._path = path
         return stack
-
-
-def _in_unit(plane, unit):
-    """Numbers of a plane in a unit; plain numbers are taken to be in it."""
-    if not isinstance(plane, u.Quantity):
-        return plane
-    return plane.to_value(unit or u.dimensionless_unscaled)
-
-
-def _float_plane(name, data):
-    array = np.ma.filled(np.ma.asarray(data, dtype=np.float32), np.nan)
-    if array.ndim == 3:
-        array = array[..., np.newaxis]
-    if array.ndim != 4:
-        msg = (
-            f"{name} must have the shape (n, ny, nx, n_bands) or (n, ny, nx), "
-            f"got {array.shape}."
-        )
-        raise ValueError(msg)
-    if 0 in array.shape[1:]:
-        msg = f"{name} has no pixels: its shape is {array.shape}."
-        raise ValueError(msg)
-    return array
-
-
-def _plane(name, plane, shape):
-    """A plane with the shape of the data."""
-    array = np.asanyarray(plane)
-    if array.ndim == 3:
-        array = array[..., np.newaxis]
-    if array.shape == shape:
-        return array
-    if array.shape != (*shape[:3], 1):
-        msg = f"{name} has the shape {array.shape}, the data {shape}."
-        raise ValueError(msg)
-    return np.broadcast_to(array, shape, subok=True)
-
-
-def _where_any(mask, flag):
-    return mask.any(axis=(1, 2, 3)).astype(np.int32) * np.int32(flag)
-
-
-def _mask_flags(mask):
-    share = np.zeros(len(mask))
-    # most cutouts have no bad pixel, and that is found fast
-    some = mask.any(axis=(1, 2, 3))
-    share[some] = mask[some].mean(axis=(1, 2, 3))
-    none = (share == 1).astype(np.int32) * np.int32(Flag.NO_VALID_PIXEL)
-    return none | (share > 0.5).astype(np.int32) * np.int32(Flag.MOSTLY_MASKED)
-
-
-def _column(name, values, n, dtype, default):
-    if values is None:
-        return np.full(n, default, dtype=dtype)
-    array = np.array(values, dtype=dtype)
-    if array.shape != (n,):
-        msg = f"{name} has the shape {array.shape}, expected ({n},)."
-        raise ValueError(msg)
-    return array
-
-
-def _check_ids(ids, n):
-    array = np.asarray(ids)
-    if array.dtype.kind in "OS":
-        array = array.astype(str)
-    if array.dtype.kind not in "iuU":
-        msg = (
-            f"ids must be integers or strings, got dtype {array.dtype}. Identifiers "
-            "of 64 bits do not survive as floats: read them as integers."
-        )
-        raise ValueError(msg)
-    if array.shape != (n,):
-        msg = f"got {array.size} ids for {n} cutouts."
-        raise ValueError(msg)
-    return array.copy()
-
-
-def _check_bands(bands, n_bands):
-    if bands is None:
-        return tuple(f"band_{i}" for i in range(n_bands))
-    names = (bands,) if isinstance(bands, str) else tuple(str(b) for b in bands)
-    if len(names) != n_bands or len(set(names)) != n_bands:
-        msg = f"bands must be {n_bands} different names, got {names}."
-        raise ValueError(msg)
-    return names
-
-
-def _check_pixel_scale(pixel_scale):
-    if pixel_scale is None:
-        return None
-    scale = u.Quantity(pixel_scale, u.arcsec)
-    if not (scale.isscalar and np.isfinite(scale) and scale > 0):
-        msg = f"pixel_scale must be one positive angle, got {pixel_scale!r}."
-        raise ValueError(msg)
-    return scale
-
-
-def _check_psf(psf, shape):
-    array = np.asarray(psf, dtype=np.float32)
-    if array.ndim == 2:
-        array = array[np.newaxis, ..., np.newaxis]
-    elif array.ndim == 3:
-        array = array[..., np.newaxis]
-    if array.ndim != 4 or array.shape[0] not in (1, shape[0]):
-        msg = (
-            f"psf must have the shape ({shape[0]} or 1, ky, kx, {shape[3]}), "
-            f"got {np.shape(psf)}."
-        )
-        raise ValueError(msg)
-    if array.shape[3] not in (1, shape[3]):
-        msg = f"psf has {array.shape[3]} bands, the data {shape[3]}."
-        raise ValueError(msg)
-    return np.broadcast_to(array, (*array.shape[:3], shape[3]))
-
-
-def _check_labels(segmentation, labels, shape):
-    if segmentation is None:
-        return None, None
-    array = np.asarray(segmentation)
-    if array.shape != shape[:3] or array.dtype.kind not in "iu":
-        msg = (
-            f"segmentation must be integers of shape {shape[:3]}, got "
-            f"{array.dtype} of shape {array.shape}."
-        )
-        raise ValueError(msg)
-    array = array.astype(np.int32)
-    if labels is None:
-        labels = array[:, shape[1] // 2, shape[2] // 2]
-    return array, _column("labels", labels, shape[0], np.int32, 0)

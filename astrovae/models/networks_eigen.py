@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from astrovae._validation import check_positive_int
+from astrovae.layers.sampling import SeededLayer
 from astrovae.ops import arcsinh
 
 __all__ = ["EigenDecoder", "EigenEncoder"]
@@ -211,7 +212,7 @@ class _EigenNetwork(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("astrovae")
-class EigenEncoder(_EigenNetwork):
+class EigenEncoder(_EigenNetwork, SeededLayer):
     """
     Features of an image from its principal components.
 
@@ -233,6 +234,11 @@ class EigenEncoder(_EigenNetwork):
         Activation of the hidden layers.
     trainable_basis : bool, optional
         Whether training changes the components.
+    dropout : float, optional
+        The share of the coefficients that the hidden layers do not see in a
+        step of training, another one each time.
+    seed : int, optional
+        Seed of the dropout.
     **kwargs
         Arguments of `keras.layers.Layer`.
 
@@ -251,6 +257,23 @@ class EigenEncoder(_EigenNetwork):
     (3, 38)
     """
 
+    def __init__(
+        self,
+        num_components=192,
+        hidden_units=(512, 512),
+        activation="gelu",
+        trainable_basis=False,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(
+            num_components, hidden_units, activation, trainable_basis, **kwargs
+        )
+        if not 0 <= dropout < 1:
+            msg = f"dropout must be at least 0 and less than 1, got {dropout}."
+            raise ValueError(msg)
+        self.dropout = float(dropout)
+
     def build(self, input_shape):
         self._build(input_shape[1:], None)
 
@@ -259,19 +282,27 @@ class EigenEncoder(_EigenNetwork):
         center, rows, _ = components
         return (images - center) @ rows.T
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         pixels = ops.reshape(inputs, (-1, self.basis.shape[0]))
         offset = ops.cast(pixels, "float32") - self.center
         whitened = (ops.matmul(offset, self.basis) - self.mean) / self.spread
         # linear for most galaxies; a few are far out, and are seen nearer
         whitened = _SOFTENING * arcsinh(whitened / _SOFTENING)
         whitened = ops.cast(whitened, self.compute_dtype)
-        return ops.concatenate([whitened, self._features(whitened)], axis=-1)
+        seen = whitened
+        if training and self.dropout:
+            seen = keras.random.dropout(
+                whitened, self.dropout, seed=self.seed_generator
+            )
+        return ops.concatenate([whitened, self._features(seen)], axis=-1)
 
     def compute_output_shape(self, input_shape):
         rank = min(self.num_components, math.prod(input_shape[1:]))
         units = self.hidden_units[-1] if self.hidden_units else rank
         return (input_shape[0], rank + units)
+
+    def get_config(self):
+        return {**super().get_config(), "dropout": self.dropout}
 
 
 @keras.saving.register_keras_serializable("astrovae")

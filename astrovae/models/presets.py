@@ -174,7 +174,7 @@ _PRESETS = {
         "trained to paint faint and bright ones alike: for samples of thousands.",
         "bibtex": _OURS,
         "vae": {"latent_dim": 8, "beta": 30.0},
-        "encoder": ("EigenEncoder", {}),
+        "encoder": ("EigenEncoder", {"dropout": 0.2}),
         "decoder": ("EigenDecoder", {}),
         "likelihood": ("GaussianLikelihood", {"profile": 3.0}),
     },

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from astrovae.baselines import GaussianFit
 from astrovae.datasets import make_galaxies
 from astrovae.flags import decode_flags
+from astrovae.images import measure_pose
 
 Y, X = np.mgrid[:24, :26]
 
@@ -156,3 +157,17 @@ def test_scikit_learn_contract():
     fit = GaussianFit(background=True, n_starts=2)
     assert clone(fit).get_params() == fit.get_params()
     assert fit.fit(np.zeros((1, 9, 9))) is fit
+
+
+def test_poses_of_fits_are_those_of_adaptive_moments():
+    _, stack = make_galaxies(20, shape=(32, 32), seed=3)
+    fit = GaussianFit().fit(stack)
+    found, expected = (
+        measure_pose(stack, known=fit.pose_).pose,
+        measure_pose(stack).pose,
+    )
+    for name in ("x", "y", "size", "axis_ratio"):
+        assert_allclose(found[name], expected[name], rtol=0.02, atol=0.02)
+    elongated = expected["axis_ratio"] < 0.8
+    turn = (found["angle"] - expected["angle"] + np.pi / 2) % np.pi - np.pi / 2
+    assert_allclose(turn[elongated], 0, atol=0.02)

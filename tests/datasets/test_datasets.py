@@ -10,7 +10,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from skimage import data as skimage_data
 
-from astrovae.datasets import hubble_deep_field, make_galaxies, make_survey
+from astrovae.datasets import (
+    draw_sources,
+    hubble_deep_field,
+    make_galaxies,
+    make_survey,
+)
 from astrovae.datasets._profiles import draw_galaxies, draw_stars, gaussian_psf
 from astrovae.images import detect_sources, make_cutouts
 
@@ -188,6 +193,96 @@ class TestMakeSurvey:
         limit = 4 * truth["half_light_radius"].unmasked[hosts].value
         assert (distance < np.maximum(limit, 4.6)).all()
 
+    def test_kinds(self):
+        """Spirals and clumpy discs have their flux, and are what they are."""
+        kinds = ("sersic", "bulge_disc", "spiral", "clumpy_disc")
+        truth, image = make_survey(
+            40,
+            n_stars=4,
+            shape=(400, 400),
+            kinds=kinds,
+            snr=(1e5, 1e5),
+            half_light_radius=(3, 6),
+            companions=0,
+            psf_fwhm=2.0,
+            bands="gr",
+            seed=3,
+        )
+        kind = np.asarray(truth["kind"])
+        assert set(kind) == {*kinds, "star"}
+        assert_array_equal(truth["arm_strength"].mask, kind != "spiral")
+        assert_array_equal(truth["n_clumps"].mask, kind != "clumpy_disc")
+        total = draw_sources(truth, image)
+        # relative to the brightest pixel there is no noise to speak of
+        assert_allclose(total, image.data, atol=1e-3 * total.max())
+        xy = np.array([truth["x"].value, truth["y"].value]).T
+        inside = ((xy > 60) & (xy < 340)).all(axis=1)
+        for row in np.flatnonzero(inside & (kind != "sersic")):
+            one = draw_sources(truth, image, row)
+            assert_allclose(one.sum(axis=(0, 1)), truth["flux"][row], rtol=0.06)
+        # arms are seen, and take no flux from the disc
+        plain = truth[:].copy()
+        plain["kind"] = np.where(kind == "spiral", "bulge_disc", kind)
+        contrast = []
+        for row in np.flatnonzero(inside & (kind == "spiral")):
+            arms, smooth = (
+                draw_sources(some, image, [row])[..., 0] for some in (truth, plain)
+            )
+            assert_allclose(arms.sum(), smooth.sum(), rtol=1e-2)
+            contrast.append(np.abs(arms - smooth).sum() / smooth.sum())
+        assert 0.05 < max(contrast) < 1
+        assert min(contrast) > 0.005
+
+    def test_neighbor_flux(self):
+        """The light of others is what is left without the source's own."""
+        truth, image = make_survey(
+            20, n_stars=5, shape=(150, 160), companions=0.5, bands="gr", seed=2
+        )
+        total = draw_sources(truth, image)
+        y, x = np.indices((150, 160))
+        for row in (0, 12, 19, 23):
+            one = truth[row]
+            dx, dy = x - one["x"].value, y - one["y"].value
+            if one["kind"] == "star":
+                inside = np.hypot(dx, dy) <= image.meta["psf_fwhm"]
+            else:
+                angle = one["angle"].unmasked.to_value(u.rad)
+                radius = 2 * one["half_light_radius"].unmasked.value
+                along = dx * np.cos(angle) + dy * np.sin(angle)
+                across = dy * np.cos(angle) - dx * np.sin(angle)
+                minor = np.hypot(radius * np.ma.getdata(one["axis_ratio"]), 1.5)
+                inside = (along / np.hypot(radius, 1.5)) ** 2 + (across / minor) ** 2
+                inside = inside <= 1
+            others = (total - draw_sources(truth, image, row))[inside].sum(axis=0)
+            assert_allclose(one["neighbor_flux"], others, rtol=1e-3, atol=0.1)
+
+    def test_flaws(self):
+        """Bad columns are masked, cosmic rays are not, but known."""
+        options = {"n_stars": 0, "shape": (120, 130), "bands": "gr", "seed": 6}
+        _, clean = make_survey(5, **options)
+        _, image = make_survey(5, bad_columns=3, cosmic_rays=4, **options)
+        assert clean.mask is None
+        assert image.mask.all(axis=(0, 2)).sum() == 3
+        assert image.mask.any(axis=(0, 2)).sum() == 3
+        hit = image.meta["cosmic_rays"]
+        assert not clean.meta["cosmic_rays"].any()
+        same = ~(image.mask | hit)
+        assert_array_equal(image.data[same], clean.data[same])
+        only = hit & ~image.mask
+        assert (image.data - clean.data)[only].min() > 10
+        assert 8 < hit.sum() < 300
+
+    def test_photon_noise(self):
+        """With a gain, bright pixels scatter as photons do."""
+        options = {"n_stars": 30, "shape": (100, 100), "snr": (300, 300), "seed": 1}
+        truth, image = make_survey(0, gain=0.5, **options)
+        model = draw_sources(truth, image)
+        pull = (image.data - model) / image.uncertainty.array
+        bright = model > 20
+        assert_allclose(image.uncertainty.array, np.sqrt(1 + model / 0.5), rtol=1e-3)
+        assert_allclose(pull[bright].std(), 1, atol=0.1)
+        assert_allclose(pull[~bright].std(), 1, atol=0.02)
+
     def test_background_and_seed(self):
         """The sky is where it is said to be; a seed gives the same image."""
         truth, image = make_survey(5, shape=(100, 100), background=7, seed=3)
@@ -201,5 +296,9 @@ class TestMakeSurvey:
     def test_errors(self):
         with pytest.raises(ValueError, match="companions must be between"):
             make_survey(4, companions=0.8)
+        with pytest.raises(ValueError, match="kinds must be some of"):
+            make_survey(4, kinds=("elliptical",))
+        with pytest.raises(ValueError, match="cosmic_rays must be an integer"):
+            make_survey(4, cosmic_rays=-1)
         with pytest.raises(ValueError, match="n_stars must be"):
             make_survey(4, n_stars=-1)

@@ -2,6 +2,7 @@
 """Tests of detect_sources, clean_cutouts and measure_background."""
 
 import json
+import warnings
 
 import astropy.units as u
 import numpy as np
@@ -19,6 +20,7 @@ from astrovae.images import (
     CutoutStack,
     clean_cutouts,
     detect_sources,
+    detection,
     make_cutouts,
     measure_background,
 )
@@ -352,6 +354,140 @@ class TestCleanCutouts:
         )
         assert np.median(caught) > 0.9
         assert np.median(lost) < 0.02
+
+
+def test_progress_bars_of_photutils(monkeypatch):
+    """Neither the old argument nor its deprecation is heard of."""
+    original = detection.deblend_sources
+    seen = []
+
+    def newer(data, segments, n_pixels, *, contrast=0.001, progress_bar=None):
+        if progress_bar is not None:
+            warnings.warn("deprecated", DeprecationWarning, stacklevel=2)
+        seen.append("newer")
+        return original(data, segments, n_pixels, contrast=contrast, progress_bar=False)
+
+    def newest(data, segments, n_pixels, *, contrast=0.001):
+        seen.append("newest")
+        return original(data, segments, n_pixels, contrast=contrast, progress_bar=False)
+
+    _, image = make_survey(8, n_stars=2, shape=(120, 120), seed=1)
+    expected = detect_sources(image)[1].data
+    for function in (newer, newest):
+        monkeypatch.setattr(detection, "deblend_sources", function)
+        assert_array_equal(detect_sources(image)[1].data, expected)
+    assert seen == ["newer", "newest"]
+
+
+class TestFlaws:
+    """Saturation, cosmic rays, and what is told of targets."""
+
+    def test_saturation(self, rng):
+        data = rng.normal(size=(3, 20, 20, 2)) + 10
+        data[1, 10, 12, 0] = 300
+        stack = CutoutStack(data)
+        clean = clean_cutouts(stack, saturation=255, neighbors=None)
+        expected = np.zeros(stack.mask.shape, bool)
+        expected[1, 9:12, 11:14, 0] = True
+        assert_array_equal(clean.mask, expected)
+        assert_array_equal((clean.flags & Flag.SATURATED) > 0, [0, 1, 0])
+        other = clean_cutouts(stack, saturation=[1e4, 255], neighbors=None)
+        assert not other.mask.any()
+        again = clean_cutouts(stack, **clean.steps[0]["parameters"])
+        assert_array_equal(again.mask, clean.mask)
+
+    @pytest.mark.parametrize("with_error", [True, False])
+    def test_cosmic_rays(self, with_error):
+        """Tracks are found, and stars and galaxies left alone."""
+        truth, image = make_survey(
+            12, n_stars=12, shape=(256, 256), snr=(50, 500), cosmic_rays=30, seed=4
+        )
+        if not with_error:
+            image.uncertainty = None
+        table = Table({"x": [63.5, 191.5] * 2, "y": [63.5, 63.5, 191.5, 191.5]})
+        stack = make_cutouts(image, table, 128)
+        clean = clean_cutouts(stack, neighbors=None, cosmic_rays=True)
+        hit = make_cutouts(image.meta["cosmic_rays"][..., 0] * 1.0, table, 128).data > 0
+        new = clean.mask & ~stack.mask
+        assert new[hit].mean() > 0.95
+        assert new[~hit].mean() < 1e-3
+        assert (clean.flags & Flag.COSMIC_RAY).all()
+        assert len(truth) == 24
+
+    def test_columns(self, survey, stack):
+        """S/N, sky, distance and neighbours are those of the catalogue."""
+        _, _, table, _ = survey
+        clean = clean_cutouts(stack)
+        n = len(stack)
+        for name in ("background", "background_err", "background_rms"):
+            assert clean.columns[name].shape == (n, 2)
+        levels = measure_background(stack)["background"]
+        assert_array_equal(clean.columns["background"], levels)
+        flux = table["flux"] / np.sqrt(table["area"].value)[:, np.newaxis]
+        snr = np.sqrt(0.5) * flux.sum(axis=1)
+        inside = (clean.flags & Flag.PARTIAL) == 0
+        assert_allclose(clean.columns["snr"][inside], snr[inside], rtol=0.15)
+        assert np.median(clean.columns["center_distance"]) < 0.3
+        alone = (clean.flags & Flag.NEIGHBOR) == 0
+        assert_array_equal(clean.columns["neighbor_fraction"][alone & inside], 0)
+        crowded = (clean.flags & Flag.CROWDED) > 0
+        fraction = np.nan_to_num(clean.columns["neighbor_fraction"])
+        assert_array_equal(crowded, fraction > 1)
+        assert 0 < crowded.sum() < n
+
+    def test_low_snr_and_off_center(self, rng):
+        data = rng.normal(size=(3, 40, 40))
+        y, x = np.indices((40, 40))
+        blob = np.exp(-((x - 20) ** 2 + (y - 20) ** 2) / 18)
+        segmentation = np.zeros(data.shape, int)
+        segmentation[:, np.hypot(x - 20, y - 20) < 7] = 1
+        data[0] += 0.1 * blob
+        data[1] += 20 * blob
+        segmentation[2] = np.roll(segmentation[2], 6, axis=1)
+        data[2] += np.roll(20 * blob, 6, axis=1)
+        stack = CutoutStack(data, segmentation=segmentation, labels=[1, 1, 1])
+        flags = clean_cutouts(stack).flags
+        assert_array_equal((flags & Flag.LOW_SNR) > 0, [1, 0, 0])
+        assert_array_equal((flags & Flag.OFF_CENTER)[1:] > 0, [0, 1])
+
+    def test_stars(self):
+        """Point sources are no larger than the PSF, most galaxies are."""
+        truth, image = make_survey(
+            60, n_stars=60, companions=0, shape=(900, 900), snr=(60, 400), seed=5
+        )
+        stack = make_cutouts(image, truth, 48)
+        clean = clean_cutouts(stack)
+        small = (clean.flags & Flag.NOT_LARGER_THAN_PSF) > 0
+        good = (clean.flags & (Flag.NEIGHBOR | Flag.PARTIAL | Flag.NO_SOURCE)) == 0
+        star = np.asarray(truth["kind"]) == "star"
+        assert small[good & star].mean() > 0.9
+        assert small[good & ~star].mean() < 0.2
+        bare = clean_cutouts(stack.replace(psf=None))
+        assert not (bare.flags & Flag.NOT_LARGER_THAN_PSF).any()
+
+    def test_no_background(self, rng):
+        data = rng.normal(size=(2, 20, 20))
+        full = np.ones(data.shape, int)
+        full[1] = 0
+        full[1, 8:12, 8:12] = 1
+        clean = clean_cutouts(CutoutStack(data, segmentation=full))
+        assert_array_equal((clean.flags & Flag.NO_BACKGROUND) > 0, [True, False])
+        assert np.isnan(clean.columns["background"][0]).all()
+
+    def test_inpaint(self, stack):
+        """Neighbours are continued smoothly, bad pixels and the target kept."""
+        some = stack[:6]
+        clean = clean_cutouts(some, neighbors="inpaint")
+        masked = clean_cutouts(some)
+        assert_array_equal(clean.mask, some.mask)
+        new = masked.mask & ~some.mask
+        assert_array_equal(clean.data[~new], masked.data[~new])
+        plain = clean_cutouts(some, neighbors=None)
+        assert clean.data[new].std() < 0.5 * plain.data[new].std()
+
+    def test_errors(self, stack):
+        with pytest.raises(ValueError, match="one for each of 2 bands"):
+            clean_cutouts(stack, saturation=[1, 2, 3])
 
 
 @pytest.mark.parametrize("radius", range(6))

@@ -414,3 +414,56 @@ class TestStack:
         posed = measure_pose(clean_cutouts(stack))
         prepared = clean_cutouts(stack).prepare(posed.preprocessing)
         assert_array_equal(prepared.pose, posed.pose)
+
+
+def test_known_poses_get_their_brighter_sides():
+    # the centre, angle and shape of the main blob are what is known
+    pose = np.array([[1.5, -2, 0.4, 1, 3], [0.3, 0.8, 2.5, -1, 3], [-2, 1, -2, -1, 3]])
+    images = blobs(
+        pose, [(0, 0, 100, 4, 2.25), (5, 0, 4, 1.5, 1.5), (0, 4, 4, 1.5, 1.5)]
+    )
+    stack = CutoutStack(images, error=np.full(images.shape, 0.1))
+    ny, nx = images.shape[1:]
+    known = Table(
+        {
+            "pose_x": pose[:, 0] + (nx - 1) / 2,
+            "pose_y": pose[:, 1] + (ny - 1) / 2,
+            # of both directions of the axis, not always the right one
+            "pose_angle": np.degrees(pose[:, 2] + [0, np.pi, 0]),
+            "pose_size": [3.0, 3, 3],
+            "pose_axis_ratio": [2.25 / 4] * 3,
+        }
+    )
+    found = measure_pose(stack, known=known)
+    assert_allclose(found.pose["x"], pose[:, 0], atol=1e-12)
+    assert_allclose(found.pose["y"], pose[:, 1], atol=1e-12)
+    assert_allclose(difference(found.pose["angle"], pose[:, 2]), 0, atol=1e-12)
+    assert_array_equal(found.pose["flip"], pose[:, 3])
+    assert_allclose(found.pose["size"], 3)
+    assert_allclose(found.pose["axis_ratio"], 2.25 / 4)
+    assert (found.pose["angle_err"] > 0).all()
+    assert not found.flags.any()
+
+
+def test_known_poses_that_cannot_be_used_are_flagged():
+    rng = np.random.default_rng(1)
+    stack = CutoutStack(rng.normal(size=(4, 20, 20)))
+    known = Table(
+        {
+            "pose_x": [9.5, np.nan, 40, 3],
+            "pose_y": [9.5, 9.5, 9.5, 12],
+            "pose_angle": [10.0, 20, 30, 40],
+            "pose_size": [2.0, 2, 2, 2],
+            "pose_axis_ratio": [0.5] * 4,
+        }
+    )
+    found = measure_pose(stack, known=known)
+    failed = (found.flags & Flag.POSE_FAILED) > 0
+    # noise has a pose if it is known
+    assert_array_equal(failed, [False, True, True, False])
+    assert_allclose(found.pose["x"], [0, 0, 0, -6.5])
+    with pytest.raises(ValueError, match="3 known poses for 4 cutouts"):
+        measure_pose(stack, known=known[:3])
+    known.remove_column("pose_size")
+    with pytest.raises(ValueError, match="lacks pose_size"):
+        measure_pose(stack, known=known)

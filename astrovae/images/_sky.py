@@ -1,0 +1,117 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Level and scatter of the sky of many cutouts."""
+
+import numpy as np
+
+__all__ = ["measure_sky"]
+
+# sky pixels are clipped at this many standard deviations, this many times
+_CLIP_SIGMA, _CLIP_PASSES = 3.0, 5
+# scatter of a Gaussian that is clipped so, over that of a whole one
+_CLIPPED_SCATTER = 0.98658
+# error of the mean of the middle half, over that of the mean (Gaussian)
+_MIDMEAN_ERROR = 1.093
+# fewer sky pixels than this give no background
+_MIN_SKY_PIXELS = 16
+
+
+def measure_sky(data, usable):
+    """
+    Level and scatter of the usable pixels, clipped of what stands out.
+
+    Pixels are sorted once; then what clipping keeps is a range of them, its
+    quantiles are elements, and its means are sums over a range.
+
+    Returns
+    -------
+    sky : dict of `~numpy.ndarray`, shape (n, n_bands)
+        ``level``, ``level_err``, ``rms`` and ``n_pixels``.
+    """
+    n, ny, nx, n_bands = data.shape
+    values = np.where(usable, data, np.float32(np.inf))
+    values = np.moveaxis(values, -1, 1).reshape(n * n_bands, ny * nx)
+    values = np.sort(values, axis=1)
+    last = np.moveaxis(usable, -1, 1).reshape(len(values), -1).view(np.uint8)
+    # several times faster than the sum of a bool array
+    last = last.sum(axis=1, dtype=np.uint32).astype(np.intp)
+    first = np.zeros_like(last)
+    enough = last >= _MIN_SKY_PIXELS
+    for _ in range(_CLIP_PASSES):
+        low, middle, high = (
+            _quantile(values, first, last, q) for q in (0.158655, 0.5, 0.841345)
+        )
+        reach = _CLIP_SIGMA * (high - low) / 2
+        before = first, last
+        beyond = np.nextafter(middle + reach, np.inf)
+        limits = np.stack([middle - reach, beyond])
+        low, high = _count_below(values, limits)
+        first, last = np.maximum(first, low), np.minimum(last, high)
+        if np.array_equal(before, (first, last)):
+            break
+    count = last - first
+    quarter = count // 4
+    # the mean of the middle half: as robust as the median to what clipping
+    # leaves, but it does not stick to the steps of quantised pixels
+    level = _range_mean(values, first + quarter, last - quarter)
+    values -= level.astype(np.float32)[:, np.newaxis]
+    rms = np.sqrt(_range_mean(np.square(values, out=values), first, last))
+    rms /= _CLIPPED_SCATTER
+    sky = {
+        "level": np.where(enough, level, np.nan),
+        "level_err": np.where(
+            enough, rms * _MIDMEAN_ERROR / np.sqrt(np.maximum(count, 1)), np.nan
+        ),
+        "rms": np.where(enough, rms, np.nan),
+        "n_pixels": np.where(enough, count, 0),
+    }
+    return {name: array.reshape(n, n_bands) for name, array in sky.items()}
+
+
+def _range_mean(values, first, last):
+    """Mean of the elements first ... last-1 of rows, in float64; 0 of none."""
+    starts = np.arange(len(values)) * values.shape[1]
+    # reduceat needs an element per range, and one beyond the last range
+    flat = np.append(values.ravel(), np.float32(0))
+    bounds = np.stack([starts + first, starts + last], axis=1).ravel()
+    sums = np.add.reduceat(flat, bounds, dtype=float)[::2]
+    return np.where(last > first, sums, 0) / np.maximum(last - first, 1)
+
+
+def _quantile(values, first, last, q):
+    """Quantile of the elements first ... last-1 of sorted rows."""
+    position = first + q * np.maximum(last - first - 1, 0)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, np.maximum(last - 1, low))
+    rows = np.arange(len(values))
+    low = np.minimum(low, values.shape[1] - 1)
+    high = np.minimum(high, values.shape[1] - 1)
+    a, b = values[rows, low].astype(float), values[rows, high].astype(float)
+    a, b = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
+    return a + (position - low) * (b - a)
+
+
+def _count_below(values, limits):
+    """
+    How many elements of sorted rows are below each limit: bisection.
+
+    Parameters
+    ----------
+    values : `~numpy.ndarray`, shape (n, n_values)
+        Each row in increasing order.
+    limits : `~numpy.ndarray`, shape (m, n)
+        Limits for each row.
+
+    Returns
+    -------
+    counts : `~numpy.ndarray` of int, shape (m, n)
+        For each limit.
+    """
+    rows = np.arange(len(values))
+    counts = np.zeros(limits.shape, np.intp)
+    step = 1 << int(values.shape[1]).bit_length()
+    while step := step // 2:
+        last = counts + (step - 1)
+        exists = last < values.shape[1]
+        below = values[rows, np.where(exists, last, 0)] < limits
+        counts += np.where(exists & below, step, 0)
+    return counts
