@@ -18,6 +18,7 @@ _SUBPACKAGES = (
     "baselines",
     "catalog",
     "datasets",
+    "diagnostics",
     "exceptions",
     "flags",
     "images",

@@ -257,7 +257,7 @@ def _make_model(preset, stack, latent_dim, sigma_floor, seed):
     "--output",
     type=_FILE,
     required=True,
-    help="Catalogue to write: .ecsv, .fits or .parquet.",
+    help="Catalogue to write: .ecsv, .fits, .vot, .parquet, .h5 or .csv.",
 )
 @click.option("--prefix", default="", help="Put before the name of every column.")
 @click.option(
@@ -315,7 +315,7 @@ def info(path):
         from astrovae.models.presets import describe_preset
 
         lines = describe_preset(path)
-    elif path.suffix in _STACKS:
+    elif path.suffix in _STACKS and not _is_catalog(path):
         from astrovae.images import CutoutStack
 
         stack = CutoutStack.read(path)
@@ -323,6 +323,12 @@ def info(path):
     else:
         lines = _describe_catalog(path)
     click.echo("\n".join(lines))
+
+
+def _is_catalog(path):
+    from astrovae.catalog.io import is_catalog
+
+    return is_catalog(path)
 
 
 def _describe_catalog(path):
@@ -337,8 +343,9 @@ def _describe_catalog(path):
         lines.append(f"  {name}{unit}  {text}")
     for prefix, steps in table.meta.get("astrovae", {}).items():
         for step, record in steps.items():
-            version, date = record["astrovae"], record["date"]
-            lines.append(f"  {prefix}: {step}, astrovae {version}, {date}")
+            made = [f"astrovae {record['astrovae']}"] if "astrovae" in record else []
+            made += [record["date"]] if "date" in record else []
+            lines.append(f"  {prefix}: {', '.join([step, *made])}")
     return lines
 
 

@@ -7,28 +7,46 @@ none lost, the columns and metadata of the input untouched. A row that
 cannot be measured is masked and flagged.
 """
 
-import copy
 import itertools
-import warnings
-from datetime import UTC, datetime
 
-import astropy.units as u
 import numpy as np
-from astropy.table import Column, MaskedColumn, QTable, Table
-from astropy.utils.masked import Masked
 
 from astrovae._validation import check_option
-from astrovae.catalog.columns import BASELINES, COLUMNS
-from astrovae.exceptions import FlaggedRowsWarning
+from astrovae.catalog._appending import (
+    add_columns,
+    append,
+    check_rows,
+    plain,
+    preprocessing_of,
+    unmeasured,
+)
+from astrovae.catalog._encoders import encode_galaxies
+from astrovae.catalog._outliers import add_outlier_columns
+from astrovae.catalog.columns import BASELINES
 from astrovae.flags import Flag
 
-__all__ = ["add_baselines", "add_latents", "add_pose", "add_reconstruction", "annotate"]
+__all__ = [
+    "add_baselines",
+    "add_latents",
+    "add_outliers",
+    "add_pose",
+    "add_reconstruction",
+    "annotate",
+]
 
-_STEPS = ("latents", "reconstruction", "baselines")
+_DEFAULT_STEPS = ("latents", "reconstruction", "baselines")
+_STEPS = ("pose", *_DEFAULT_STEPS, "outliers")
 
 
 def add_latents(
-    table, model, stack, *, prefix="", overwrite=False, show_progress=False
+    table,
+    model,
+    stack,
+    *,
+    prefix="",
+    overwrite=False,
+    only_missing=False,
+    show_progress=False,
 ):
     """
     Append latent means and uncertainties.
@@ -39,13 +57,21 @@ def add_latents(
         The catalogue, one row per cutout, in the order of the stack.
     model : object
         Anything with ``encode(stack) -> (mean, log_var)``, e.g.
-        `~astrovae.models.VAE`. ``log_var`` may be `None`.
+        `~astrovae.models.VAE` or `~astrovae.baselines.EigenGalaxies`; or with
+        ``predict(images)``, e.g. an encoder written in Keras; or a function of
+        images. Images are arrays ``(n, ny, nx, n_bands)`` whose masked pixels
+        are 0. Such encoders may give ``(mean, log_var)``, with or without a
+        sample as a third, a dict with these keys, or an array of means alone.
     stack : `~astrovae.images.CutoutStack`
         The cutouts.
     prefix : str, optional
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
         Replace existing columns.
+    only_missing : bool, optional
+        Encode only the galaxies whose columns are absent or masked, e.g. rows
+        that were added to the catalogue, and leave the others as they are.
+        Rows that could not be measured are not tried again.
     show_progress : bool, optional
         Show a progress bar, if the model has one.
 
@@ -54,13 +80,21 @@ def add_latents(
     table : `~astropy.table.Table`
         A copy with ``latent_mean``, ``latent_sigma`` (each
         ``(n, latent_dim)``) and ``latent_flags``. Rows without a valid pixel
-        are masked.
+        are masked; so is all of ``latent_sigma`` if the model gives no
+        variances. Where it gives a mean but no finite sigma, sigma is masked and
+        the row flagged.
 
     Raises
     ------
+    TypeError
+        If the model can do none of these.
     ValueError
-        If columns exist and ``overwrite`` is false, or table and stack do
-        not belong together.
+        If columns exist and neither ``overwrite`` nor ``only_missing`` is set,
+        table and stack do not belong together, or rows to fill and those
+        already there are of different models.
+    ~astrovae.exceptions.PreprocessingError
+        If the cutouts were prepared in another way than those that the model
+        was trained on.
 
     Examples
     --------
@@ -71,34 +105,47 @@ def add_latents(
     >>> table = add_latents(truth, VAE(stack.image_shape, latent_dim=2), stack)
     >>> table["latent_mean"].shape
     (8, 2)
+
+    An encoder that knows nothing of astrovae:
+
+    >>> def encode(images):
+    ...     return images.mean(axis=(1, 2))
+    >>> table = add_latents(table, encode, stack, prefix="mean_")
+    >>> table["mean_latent_mean"].shape
+    (8, 1)
     """
-    _check_rows(table, stack)
-    _check_new(
-        table, ("latent_mean", "latent_sigma", "latent_flags"), prefix, overwrite
+
+    def compute(part):
+        mean, log_var = encode_galaxies(model, part, show_progress=show_progress)
+        bad = unmeasured(part)
+        flags = np.array(part.flags)
+        failed = ~np.isfinite(mean).all(axis=1)
+        sigma, unknown = np.full_like(mean, np.nan), failed
+        if log_var is not None:
+            with np.errstate(over="ignore"):
+                sigma = np.exp(0.5 * log_var)
+            unknown = failed | ~np.isfinite(sigma).all(axis=1)
+        flags[~bad & unknown] |= Flag.NO_RESULT
+        return {
+            "latent_mean": np.where((bad | failed)[:, None], np.nan, mean),
+            "latent_sigma": np.where((bad | unknown)[:, None], np.nan, sigma),
+            "latent_flags": flags,
+        }
+
+    return add_columns(
+        table,
+        stack,
+        compute,
+        "latents",
+        model,
+        names=("latent_mean", "latent_sigma", "latent_flags"),
+        prefix=prefix,
+        overwrite=overwrite,
+        only_missing=only_missing,
     )
-    arguments = {"show_progress": True} if show_progress else {}
-    mean, log_var = model.encode(stack, **arguments)
-    mean = np.asarray(mean, dtype=np.float32)
-    if len(mean) != len(table):
-        msg = f"the model encoded {len(mean)} galaxies of {len(table)}."
-        raise ValueError(msg)
-    bad = _unmeasured(stack)
-    flags = np.array(stack.flags)
-    failed = ~bad & ~np.isfinite(mean).all(axis=1)
-    flags[failed] |= Flag.NO_RESULT
-    bad |= failed
-    sigma = np.full_like(mean, np.nan)
-    if log_var is not None:
-        sigma = np.exp(0.5 * np.asarray(log_var, dtype=np.float32))
-    values = {
-        "latent_mean": np.where(bad[:, None], np.nan, mean),
-        "latent_sigma": np.where(bad[:, None], np.nan, sigma),
-        "latent_flags": flags,
-    }
-    return _append(table, values, stack, prefix, "latents", _model_record(model))
 
 
-def add_pose(table, stack, *, prefix="", overwrite=False):
+def add_pose(table, stack, *, prefix="", overwrite=False, only_missing=False):
     """
     Append where each galaxy lies in its cutout, and how it is turned.
 
@@ -112,6 +159,8 @@ def add_pose(table, stack, *, prefix="", overwrite=False):
         Put before every column name.
     overwrite : bool, optional
         Replace existing columns.
+    only_missing : bool, optional
+        Fill only rows whose columns are absent or masked, as in `add_latents`.
 
     Returns
     -------
@@ -135,17 +184,32 @@ def add_pose(table, stack, *, prefix="", overwrite=False):
     >>> table["pose_angle"].unit
     Unit("deg")
     """
-    _check_rows(table, stack)
-    values = stack.pose_columns
-    if not values:
+    check_rows(table, stack)
+    names = tuple(stack.pose_columns)
+    if not names:
         msg = "the stack has no pose. Call astrovae.images.measure_pose(stack) first."
         raise ValueError(msg)
-    _check_new(table, values, prefix, overwrite)
-    return _append(table, values, stack, prefix, "pose", {})
+    return add_columns(
+        table,
+        stack,
+        lambda part: part.pose_columns,
+        "pose",
+        names=names,
+        prefix=prefix,
+        overwrite=overwrite,
+        only_missing=only_missing,
+    )
 
 
 def add_reconstruction(
-    table, model, stack, *, prefix="", overwrite=False, show_progress=False
+    table,
+    model,
+    stack,
+    *,
+    prefix="",
+    overwrite=False,
+    only_missing=False,
+    show_progress=False,
 ):
     """
     Append how well a model describes each galaxy.
@@ -163,6 +227,8 @@ def add_reconstruction(
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
         Replace existing columns.
+    only_missing : bool, optional
+        Fill only rows whose columns are absent or masked, as in `add_latents`.
     show_progress : bool, optional
         Show a progress bar.
 
@@ -177,13 +243,21 @@ def add_reconstruction(
     ValueError
         As for `add_latents`.
     """
-    table = _add_measured(
-        table, model, stack, prefix, overwrite, show_progress, "reconstruction"
+    result = _add_measured(
+        table,
+        model,
+        stack,
+        "reconstruction",
+        prefix=prefix,
+        overwrite=overwrite,
+        only_missing=only_missing,
+        show_progress=show_progress,
     )
-    if any(f"{prefix}vae_beats_{name}_mse" in table.colnames for name in BASELINES):
-        # those were of the model whose columns have just been replaced
-        table = _add_wins(table, stack, prefix, overwrite=True)
-    return table
+    won = any(f"{prefix}vae_beats_{name}_mse" in table.colnames for name in BASELINES)
+    if won and (not only_missing or _changed(table, result)):
+        # those were of the columns that have just been replaced
+        result = _add_wins(result, stack, prefix, overwrite=True)
+    return result
 
 
 def add_baselines(
@@ -194,6 +268,7 @@ def add_baselines(
     model=None,
     prefix="",
     overwrite=False,
+    only_missing=False,
     show_progress=False,
 ):
     """
@@ -215,6 +290,8 @@ def add_baselines(
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
         Replace existing columns.
+    only_missing : bool, optional
+        Fill only rows whose columns are absent or masked, as in `add_latents`.
     show_progress : bool, optional
         Show a progress bar.
 
@@ -227,6 +304,8 @@ def add_baselines(
 
     Raises
     ------
+    TypeError
+        If ``baselines`` is not a sequence.
     ValueError
         As for `add_latents`.
     """
@@ -234,21 +313,126 @@ def add_baselines(
         from astrovae.baselines import GaussianFit
 
         baselines = [GaussianFit()]
+    if hasattr(baselines, "measure"):
+        msg = "baselines must be a sequence: put the one that there is into a list."
+        raise TypeError(msg)
+    options = {
+        "prefix": prefix,
+        "overwrite": overwrite,
+        "only_missing": only_missing,
+        "show_progress": show_progress,
+    }
+    check_rows(table, stack)
+    result = table.copy()
     known = f"{prefix}vae_mse" in table.colnames
-    if model is not None and (overwrite or not known):
-        table = add_reconstruction(
-            table,
-            model,
-            stack,
-            prefix=prefix,
-            overwrite=overwrite,
-            show_progress=show_progress,
-        )
+    if model is not None and (overwrite or only_missing or not known):
+        result = add_reconstruction(result, model, stack, **options)
     for baseline in baselines:
-        table = _add_measured(
-            table, baseline, stack, prefix, overwrite, show_progress, "baselines"
-        )
-    return _add_wins(table, stack, prefix, overwrite)
+        result = _add_measured(result, baseline, stack, "baselines", **options)
+    renew = overwrite or (only_missing and _changed(table, result))
+    return _add_wins(result, stack, prefix, renew)
+
+
+def add_outliers(
+    table,
+    model,
+    stack,
+    *,
+    training=None,
+    num_samples=0,
+    prefix="",
+    overwrite=False,
+    only_missing=False,
+    show_progress=False,
+):
+    """
+    Append how unusual each galaxy is in the eyes of a model.
+
+    Parameters
+    ----------
+    table : `~astropy.table.Table`
+        The catalogue, one row per cutout, in the order of the stack.
+    model : object
+        Anything with ``outlier_score(stack)``, e.g.
+        `~astrovae.baselines.EigenGalaxies`; or whose ``measure(stack)`` gives
+        ``vae_elbo``, ``vae_log_like`` and ``vae_chi2``, e.g.
+        `~astrovae.models.VAE`.
+    stack : `~astrovae.images.CutoutStack`
+        The cutouts.
+    training : `~astrovae.images.CutoutStack`, optional
+        The galaxies to compare with, best those that the model was trained on,
+        or others like them that it was not. Without them, the galaxies of the
+        stack are compared with each other.
+    num_samples : int, optional
+        Latents per galaxy to integrate the evidence over, with
+        ``model.log_evidence``. With 0 the ELBO stands in for it, which takes a
+        fraction of the time.
+    prefix : str, optional
+        Put before every column name, to keep several models side by side.
+    overwrite : bool, optional
+        Replace existing columns.
+    only_missing : bool, optional
+        Fill only rows whose columns are absent or masked, as in `add_latents`.
+        It needs ``training``: percentiles among the galaxies of a table change
+        with every row that is added.
+    show_progress : bool, optional
+        Show a progress bar.
+
+    Returns
+    -------
+    table : `~astropy.table.Table`
+        A copy with ``vae_outlier_percentile``, from 0 to 100 for the most
+        unusual galaxies, and ``vae_log_evidence`` if ``num_samples`` is not 0.
+
+    Raises
+    ------
+    TypeError
+        If the model can do neither.
+    ValueError
+        As for `add_latents`; or if no galaxy of ``training`` can be measured.
+    ~astrovae.exceptions.PreprocessingError
+        As for `add_latents`; also for the ``training`` galaxies.
+
+    Notes
+    -----
+    The density of a galaxy depends on its noise before all else. Here the
+    part that does is left out: the score is ``(D - m) / sqrt(2 m)`` for ``m``
+    valid pixels, where ``D = -2 log p(x) - sum log(2 pi sigma_i**2)`` is, for
+    normal pixels, the squared distance from the mean galaxy in units of what
+    model and noise allow: the squared residuals of the reconstruction, and how
+    far its latents are from their prior. For principal components, it is
+    exactly the squared Mahalanobis distance of the valid pixels.
+
+    No model is perfect, and what is wrong shows in bright galaxies first. So
+    scores are compared at equal signal-to-noise: the median of the scores of the
+    galaxies to compare with is taken off and their median absolute deviation
+    divided by, both as functions of the root mean square over the valid pixels
+    of ``pixel / error`` (of the pixels alone where there are no errors), in up
+    to 20 bins of at least 100 galaxies. The column is the percentile of the
+    result. What was compared with is written in the provenance.
+
+    Examples
+    --------
+    >>> from astrovae.baselines import EigenGalaxies
+    >>> from astrovae.catalog import add_outliers
+    >>> from astrovae.datasets import make_galaxies
+    >>> truth, stack = make_galaxies(64, shape=(16, 16), seed=1)
+    >>> eigen = EigenGalaxies(4).fit(stack[:32])
+    >>> table = add_outliers(truth[32:], eigen, stack[32:], training=stack[:32])
+    >>> table["vae_outlier_percentile"].shape
+    (32,)
+    """
+    return add_outlier_columns(
+        table,
+        model,
+        stack,
+        training,
+        num_samples,
+        prefix=prefix,
+        overwrite=overwrite,
+        only_missing=only_missing,
+        show_progress=show_progress,
+    )
 
 
 def annotate(
@@ -256,10 +440,12 @@ def annotate(
     model,
     stack,
     *,
-    what=_STEPS,
+    what=_DEFAULT_STEPS,
     baselines=None,
+    training=None,
     prefix="",
     overwrite=False,
+    only_missing=False,
     show_progress=False,
 ):
     """
@@ -274,15 +460,21 @@ def annotate(
         `~astrovae.models.VAE`.
     stack : `~astrovae.images.CutoutStack`
         The cutouts.
-    what : sequence of {"latents", "reconstruction", "baselines"}, optional
-        What to append.
+    what : str or sequence of str, optional
+        What to append, of "pose", "latents", "reconstruction", "baselines" and
+        "outliers"; latents, reconstruction and baselines by default.
     baselines : sequence of objects, optional
         Each with ``measure(stack)``; by default
         `~astrovae.baselines.GaussianFit`.
+    training : `~astrovae.images.CutoutStack`, optional
+        The galaxies to compare outliers with, as for `add_outliers`; they are
+        prepared, too.
     prefix : str, optional
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
         Replace existing columns.
+    only_missing : bool, optional
+        Fill only rows whose columns are absent or masked, as in `add_latents`.
     show_progress : bool, optional
         Show a progress bar.
 
@@ -300,34 +492,60 @@ def annotate(
     what = (what,) if isinstance(what, str) else tuple(what)
     for step in what:
         check_option("what", step, _STEPS)
-    _check_rows(table, stack)
-    stack = stack.prepare(getattr(model, "preprocessing", None))
+    check_rows(table, stack)
+    table = table.copy()
+    preprocessing = preprocessing_of(model)
+    stack = stack.prepare(preprocessing)
     options = {
         "prefix": prefix,
         "overwrite": overwrite,
-        "show_progress": show_progress,
+        "only_missing": only_missing,
     }
+    if "pose" in what:
+        table = add_pose(table, stack, **options)
+    options["show_progress"] = show_progress
     if "latents" in what:
         table = add_latents(table, model, stack, **options)
+    measured = None
     if "reconstruction" in what:
         table = add_reconstruction(table, model, stack, **options)
+        if not only_missing:
+            names = ("vae_elbo", "vae_log_like", "vae_chi2")
+            measured = {
+                name: plain(table[prefix + name])
+                for name in names
+                if prefix + name in table.colnames
+            }
     if "baselines" in what:
         table = add_baselines(table, stack, baselines, **options)
+    if "outliers" in what:
+        if training is not None:
+            training = training.prepare(preprocessing)
+        table = add_outlier_columns(
+            table, model, stack, training, 0, measured=measured, **options
+        )
     return table
 
 
-def _add_measured(table, meter, stack, prefix, overwrite, show_progress, step):
+def _add_measured(table, meter, stack, step, *, show_progress, **options):
     """Append the columns that ``meter.measure(stack)`` gives."""
-    _check_rows(table, stack)
     arguments = {"show_progress": True} if show_progress else {}
-    values = meter.measure(stack, **arguments)
-    _check_new(table, values, prefix, overwrite)
-    bad = _unmeasured(stack)
-    for name, array in values.items():
-        if array.dtype.kind == "f":
-            values[name] = array = array.copy()
-            array[bad] = np.nan
-    return _append(table, values, stack, prefix, step, _model_record(meter))
+
+    def compute(part):
+        values = dict(meter.measure(part, **arguments))
+        bad = unmeasured(part)
+        for name, array in values.items():
+            if array.dtype.kind == "f":
+                values[name] = array = array.copy()
+                array[bad] = np.nan
+        return values
+
+    return add_columns(table, stack, compute, step, meter, **options)
+
+
+def _changed(table, result):
+    """Whether a step has written anything."""
+    return table.meta.get("astrovae") != result.meta.get("astrovae")
 
 
 def _add_wins(table, stack, prefix, overwrite):
@@ -343,142 +561,8 @@ def _add_wins(table, stack, prefix, overwrite):
             continue
         if prefix + name in table.colnames and not overwrite:
             continue  # neither side has changed
-        gain = sign * (_plain(table[ours]) - _plain(table[theirs]))
+        gain = sign * (plain(table[ours]) - plain(table[theirs]))
         values[name] = np.ma.array(gain > 0, mask=np.isnan(gain))
     if not values:
         return table
-    _check_new(table, values, prefix, overwrite)
-    return _append(table, values, stack, prefix, "wins", {})
-
-
-def _plain(column):
-    """Values of a column of any kind as floats, masked ones NaN."""
-    values = getattr(column, "unmasked", column)  # a masked Quantity
-    data = np.array(np.ma.getdata(getattr(values, "value", values)), dtype=float)
-    data[np.broadcast_to(getattr(column, "mask", False), data.shape)] = np.nan
-    return data
-
-
-def _unmeasured(stack):
-    return (np.asarray(stack.flags) & Flag.NO_VALID_PIXEL) != 0
-
-
-def _check_rows(table, stack):
-    """Refuse a table and a stack that do not belong together."""
-    if not isinstance(table, Table):
-        msg = (
-            f"table must be an astropy Table, got {type(table).__name__}. "
-            "Use Table.from_pandas for a DataFrame."
-        )
-        raise TypeError(msg)
-    if len(table) != len(stack):
-        msg = (
-            f"the table has {len(table)} rows and the stack {len(stack)} cutouts; "
-            "they must correspond one to one, in order."
-        )
-        raise ValueError(msg)
-    name = stack.meta.get("id_column")
-    if name not in table.colnames:
-        return
-    ids = np.ma.getdata(table[name])
-    if ids.dtype.kind == stack.ids.dtype.kind and not np.array_equal(ids, stack.ids):
-        row = int(np.argmax(ids != stack.ids))
-        msg = (
-            f"row {row} of the table has {name} = {ids[row]}, the stack "
-            f"{stack.ids[row]}: the rows are not in the order of the cutouts."
-        )
-        raise ValueError(msg)
-
-
-def _check_new(table, names, prefix, overwrite):
-    existing = [prefix + name for name in names if prefix + name in table.colnames]
-    if existing and not overwrite:
-        msg = (
-            f"the table already has {', '.join(existing)}. Give overwrite=True to "
-            "replace them, or another prefix."
-        )
-        raise ValueError(msg)
-
-
-def _append(table, values, stack, prefix, step, record):
-    """Copy the table, append documented columns and their provenance."""
-    table = table.copy()
-    masked_rows = np.zeros(len(table), dtype=bool)
-    for name, array in values.items():
-        spec = COLUMNS[name]
-        column = _column(array, spec, stack.unit, isinstance(table, QTable))
-        mask = np.asarray(getattr(column, "mask", False))
-        if mask.ndim and len(mask):
-            masked_rows |= mask.reshape(len(table), -1).all(axis=1)
-        table[prefix + name] = column
-        info = table[prefix + name].info
-        info.description = spec.description
-        info.meta = {"ucd": spec.ucd}
-    n_masked = int(masked_rows.sum())
-    if n_masked and step != "wins":
-        msg = (
-            f"{n_masked} of {len(table)} rows could not be measured ({step}); they "
-            f"are masked, and the flag columns say why."
-        )
-        warnings.warn(msg, FlaggedRowsWarning, stacklevel=4)
-    _record(table, prefix, step, record, stack, list(values), n_masked)
-    return table
-
-
-def _column(array, spec, image_unit, quantity):
-    """A column of the registered type, NaN masked."""
-    mask = np.ma.getmaskarray(array)
-    data = np.asarray(np.ma.getdata(array), dtype=spec.dtype)
-    if data.dtype.kind == "f":
-        mask = mask | np.isnan(data)
-    unit = _unit(spec.unit, image_unit)
-    if quantity and unit:
-        values = u.Quantity(data, unit)
-        return Masked(values, mask=mask) if mask.any() else values
-    if mask.any():
-        return MaskedColumn(data, mask=mask, unit=unit)
-    return Column(data, unit=unit)
-
-
-def _unit(name, image_unit):
-    """The unit of a registered column, given that of the pixels."""
-    if name in ("image", "image2"):
-        return None if image_unit is None else image_unit ** (2 if "2" in name else 1)
-    return u.Unit(name) if name else None
-
-
-def _model_record(model):
-    """What identifies a model or baseline in the provenance."""
-    record = {"class": type(model).__name__}
-    for key, value in (
-        ("name", getattr(model, "name", None)),
-        ("sha256", getattr(model, "sha256", None)),
-        ("seed", getattr(model, "seed", None)),
-        ("preprocessing", getattr(model, "preprocessing", None)),
-    ):
-        if value is not None:
-            record[key] = copy.deepcopy(value)
-    if hasattr(model, "get_params"):
-        record["parameters"] = model.get_params()
-    return record
-
-
-def _record(table, prefix, step, record, stack, columns, n_masked):
-    """Write the provenance of a step into the metadata of the table."""
-    from astrovae import __version__
-
-    meta = copy.deepcopy(table.meta.get("astrovae", {}))
-    preprocessing = stack.preprocessing
-    entry = {
-        **record,
-        "astrovae": __version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "columns": [prefix + name for name in columns],
-        "bands": preprocessing["bands"],
-        "pixel_scale": preprocessing["pixel_scale"],
-        "n_rows": len(table),
-        "n_masked": n_masked,
-    }
-    step = f"{step}:{record['class']}" if step == "baselines" else step
-    meta.setdefault(prefix or "default", {})[step] = entry
-    table.meta["astrovae"] = meta
+    return append(table, values, stack, prefix, "wins", {})

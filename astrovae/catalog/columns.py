@@ -8,7 +8,7 @@ else; the table of columns in the documentation is made from it.
 
 from dataclasses import dataclass
 
-__all__ = ["BASELINES", "COLUMNS", "ColumnSpec"]
+__all__ = ["BASELINES", "COLUMNS", "PREDICTIONS", "ColumnSpec"]
 
 #: What the columns of baselines begin with.
 BASELINES = ("gauss", "sersic", "pca")
@@ -179,6 +179,36 @@ def _pose_columns():
     return columns
 
 
+def _match_columns():
+    """Columns of a cross-match."""
+    return {
+        "separation": ColumnSpec(
+            "float64",
+            "",
+            "arcsec",
+            "pos.angDistance",
+            "Angle to the row of the other catalogue that matches.",
+        ),
+        "match_index": ColumnSpec(
+            "int64",
+            "",
+            "",
+            "meta.record",
+            "Number of the row of the other catalogue that matches, from 0.",
+        ),
+        "match_count": ColumnSpec(
+            "int32",
+            "",
+            "",
+            "meta.number",
+            "How many rows of the other catalogue match, or lie within the radius.",
+        ),
+        "match_flags": ColumnSpec(
+            "int32", "", "", "meta.code", "Flag bits of the cross-match."
+        ),
+    }
+
+
 def _win_columns():
     """Columns of which galaxies a model describes better than a baseline."""
     columns = {}
@@ -212,7 +242,7 @@ COLUMNS = {
         "float32",
         "latent_dim",
         "",
-        "stat.mean",
+        "stat.value;stat.mean",
         "Posterior means of the latent variables.",
     ),
     "latent_sigma": ColumnSpec(
@@ -260,9 +290,40 @@ COLUMNS = {
         "stat.likelihood",
         "Log-likelihood of the pixels at the posterior mean.",
     ),
+    "vae_log_evidence": ColumnSpec(
+        "float64",
+        "",
+        "",
+        "stat.likelihood",
+        "Logarithm of the evidence of the galaxy, in nats, by importance sampling.",
+    ),
+    "vae_outlier_percentile": ColumnSpec(
+        "float64",
+        "",
+        "",
+        "stat.rank",
+        "How unusual the galaxy is at its signal-to-noise, in percent of the galaxies "
+        "compared with; 100 is most unusual.",
+    ),
+    **_match_columns(),
     **_pose_columns(),
     **_gauss_columns(),
     **_sersic_columns(),
     **_residual_columns("pca", "", "principal components", "their"),
     **_win_columns(),
+}
+
+#: Columns named after a property, ``<property>_pred`` and ``<property>_pred_sigma``,
+#: by what follows the name. Their unit is that of the property.
+PREDICTIONS = {
+    "pred": ColumnSpec(
+        "float64", "", "", "stat.fit", "{property} as predicted from the latents."
+    ),
+    "pred_sigma": ColumnSpec(
+        "float64",
+        "",
+        "",
+        "stat.error;stat.fit",
+        "1-sigma error of the predicted {property}: 68 % of galaxies lie within.",
+    ),
 }

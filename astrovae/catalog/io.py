@@ -1,32 +1,32 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Read and write catalogues without losing what astrovae put into them."""
 
-import csv
-import io
-import json
-import re
 import warnings
 from pathlib import Path
 
-import numpy as np
-from astropy.table import MaskedColumn, QTable
-from astropy.table.meta import get_header_from_yaml
 from astropy.utils.exceptions import AstropyWarning
+from yaml import YAMLError
 
 from astrovae._files import atomic_file
+from astrovae.catalog._checks import check_table
+from astrovae.catalog._coding import encode
+from astrovae.catalog._formats import READERS, WRITERS
 
 __all__ = ["read_catalog", "write_catalog"]
 
-# what astropy calls the formats, by file extension
+# the formats by file extension
 _FORMATS = {
-    ".ecsv": "ascii.ecsv",
+    ".ecsv": "ecsv",
     ".fits": "fits",
     ".fit": "fits",
+    ".fits.gz": "fits",
+    ".vot": "votable",
+    ".xml": "votable",
     ".parquet": "parquet",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".csv": "csv",
 }
-# formats that only need to be read
-_READ_ONLY = {".csv": "ascii.csv", ".vot": "votable", ".xml": "votable"}
-_KEYWORD = "ASTROVAE"
 
 
 def write_catalog(table, path, *, overwrite=False):
@@ -41,36 +41,66 @@ def write_catalog(table, path, *, overwrite=False):
     table : `~astropy.table.Table`
         The catalogue.
     path : path-like
-        ``*.ecsv``, ``*.fits`` or ``*.parquet``.
+        ``*.ecsv``, ``*.fits``, ``*.vot``, ``*.parquet``, ``*.h5`` or ``*.csv``;
+        also ``*.fit``, ``*.fits.gz``, ``*.xml`` and ``*.hdf5``.
     overwrite : bool, optional
         Replace an existing file.
 
     Raises
     ------
+    TypeError
+        If ``table`` is not an astropy table.
     ValueError
-        If the extension is not known.
+        If the extension is not known, or the format cannot hold a column.
     FileExistsError
         If the file exists and ``overwrite`` is false.
 
+    See Also
+    --------
+    split_vectors : For programs that know no vectors.
+
     Notes
     -----
-    FITS has no place for nested metadata: the provenance goes into one
-    keyword, ``ASTROVAE``, as JSON, and `read_catalog` restores it.
+    `read_catalog` gives values, types, masks, units, descriptions, UCDs,
+    coordinates, times and metadata back as they were, from every format. What
+    a format has no place for is in a header, that of ECSV [1]_: in CSV as
+    lines that begin with ``#``, in FITS as keyword, in VOTable as INFO, in
+    Parquet as key of the schema named ``ASTROVAE``, and in HDF5 where astropy
+    has it. Other programs see:
+
+    - masked values as nulls. Where a format has none, they are NaN, an empty
+      string, or the least integer (the largest, if there are no negative ones);
+      if an unmasked element has that value, and for truth values, a column
+      ``<name>.mask`` says which are masked;
+    - vectors as such, in CSV as columns as by `split_vectors`, which
+      `read_catalog` merges;
+    - a coordinate as columns like ``coord.ra``, a time as ``time.jd1`` and
+      ``time.jd2``;
+    - strings as they are, unless the format would alter them (line breaks,
+      spaces at an end; in FITS all but ASCII): the column has Python's escapes.
+
+    Quantities that are read are those of a `~astropy.table.QTable`, also if
+    columns with units were written.
+
+    References
+    ----------
+    .. [1] Astropy Proposal for Enhancement 6,
+       https://github.com/astropy/astropy-APEs/blob/main/APE6.rst
     """
+    check_table("table", table)
     path = Path(path)
     form = check_format(path)
-    table = table.copy(copy_data=False)
-    if form == "fits":
-        _fit_for_fits(table)
-    with atomic_file(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
-        # FITS drops what has no keyword, e.g. column UCDs: said in Notes
+    with warnings.catch_warnings():
+        # astropy tells what the header takes care of
         warnings.simplefilter("ignore", AstropyWarning)
         try:
-            table.write(temporary, format=form, overwrite=True)
-        except (UnicodeError, TypeError, AttributeError) as error:
+            plain = encode(table, form)
+            with atomic_file(path, overwrite=overwrite) as temporary:
+                WRITERS[form](plain, temporary)
+        except (UnicodeError, TypeError, AttributeError, YAMLError) as error:
             msg = (
-                f"{path.name}: a column has values that {form} cannot hold "
-                f"({error}). Write it as .ecsv, or remove the column."
+                f"{path.name}: there are values that {form} cannot hold "
+                f"({error}). Convert or remove them."
             )
             raise ValueError(msg) from error
 
@@ -82,7 +112,8 @@ def read_catalog(path):
     Parameters
     ----------
     path : path-like
-        ``*.ecsv``, ``*.fits``, ``*.parquet``, ``*.csv`` or ``*.vot``.
+        A file of `write_catalog`, or any table in one of its formats; of
+        several in one file the first.
 
     Returns
     -------
@@ -97,94 +128,37 @@ def read_catalog(path):
         If the format is not known or the file cannot be read.
     """
     path = Path(path)
-    form = _format(path, {**_FORMATS, **_READ_ONLY})
+    form = check_format(path)
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
     try:
-        if form == "ascii.ecsv":
-            table = _read_ecsv(path)
-        else:
-            table = QTable.read(path, format=form)
+        return READERS[form](path)
     # the readers raise errors of many kinds on damaged files
     except Exception as error:
         msg = f"{path} cannot be read as {form}: {error or type(error).__name__}"
         raise ValueError(msg) from error
-    if form == "fits":
-        _restore_from_fits(table)
-    return table
 
 
 def check_format(path):
-    """Name the format to write a path in, or say that there is none."""
-    return _format(Path(path), _FORMATS)
-
-
-def _format(path, formats):
-    if path.suffix.lower() not in formats:
-        msg = (
-            f"the extension of {path.name!r} does not name a catalogue format; "
-            f"known are {', '.join(formats)}."
-        )
-        raise ValueError(msg)
-    return formats[path.suffix.lower()]
-
-
-def _read_ecsv(path):
-    """
-    Read ECSV, also without rows.
-
-    Astropy cannot convert a vector column without rows: such a table is read
-    with one row of zeros, which is then dropped.
-    """
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    header = [line[2:] for line in lines if line.startswith("# ")]
-    if len(lines) > len(header) + 1:
-        return QTable.read(text, format="ascii.ecsv")
-    record = get_header_from_yaml(header[1:])
-    row = io.StringIO()
-    csv.writer(row, delimiter=record.get("delimiter", " ")).writerow(
-        map(_zero, record["datatype"])
+    """Name the format of a path, or say that there is none."""
+    name = Path(path).name
+    for extension, form in _FORMATS.items():
+        if name.lower().endswith(extension):
+            return form
+    msg = (
+        f"the extension of {name!r} does not name a catalogue format; "
+        f"known are {', '.join(_FORMATS)}."
     )
-    rows = "\n".join([*lines, row.getvalue()])
-    return QTable.read(rows, format="ascii.ecsv")[:0]
+    raise ValueError(msg)
 
 
-def _zero(column):
-    """A value that an ECSV column can hold."""
-    shape = re.search(r"\[([\d,]+)\]$", column.get("subtype", ""))
-    if shape:
-        kind = bool if column["subtype"].startswith("bool") else int
-        return json.dumps(np.zeros(json.loads(shape[0]), kind).tolist())
-    return {"string": "-", "bool": "False"}.get(column["datatype"], "0")
+def is_catalog(path):
+    """Whether a file is a catalogue, and not cutouts in HDF5."""
+    if check_format(path) != "hdf5":
+        return True
+    import h5py
 
-
-def _fit_for_fits(table):
-    """Turn what FITS has no place for into what it has."""
-    if "astrovae" in table.meta:
-        table.meta[_KEYWORD] = json.dumps(table.meta.pop("astrovae"))
-    for name in table.colnames:
-        column = table[name]
-        if isinstance(column, MaskedColumn) and column.dtype.kind == "b":
-            # a logical column has no null: its mask is a column of its own
-            column = column.copy()
-            column.info.serialize_method["fits"] = "data_mask"
-            table.replace_column(name, column)
-
-
-def _restore_from_fits(table):
-    """Undo `_fit_for_fits`; native byte order and text for the rest."""
-    if _KEYWORD in table.meta:
-        table.meta["astrovae"] = json.loads(table.meta.pop(_KEYWORD))
-    for name in table.colnames:
-        column = table[name]
-        dtype = getattr(column, "dtype", None)
-        if dtype is None:  # a coordinate or a time
-            continue
-        if dtype.kind == "S" or not dtype.isnative:
-            native = column.astype(
-                str if dtype.kind == "S" else dtype.newbyteorder("=")
-            )
-            native.info = column.info
-            table.replace_column(name, native)
+    with h5py.File(path) as file:
+        datasets = [item for item in file.values() if isinstance(item, h5py.Dataset)]
+        return any(data.dtype.names for data in datasets)

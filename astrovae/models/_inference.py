@@ -6,7 +6,7 @@ from keras import ops
 
 from astrovae._sources import Arrays
 from astrovae._validation import check_positive_int
-from astrovae.models._base import GalaxyModel
+from astrovae.models._calibration import CalibratedModel
 from astrovae.models._draws import normal_draws
 from astrovae.models._refine import WithPosterior, refine_posteriors
 
@@ -19,7 +19,7 @@ ACTIVE_VARIANCE = 0.01
 _VERY_SMALL = -1e30
 
 
-class LatentModel(GalaxyModel):
+class LatentModel(CalibratedModel):
     """
     Base of models that describe a galaxy by the posterior of its latents.
 
@@ -61,8 +61,9 @@ class LatentModel(GalaxyModel):
         -------
         mean, log_var : `~numpy.ndarray`, shape (n, latent_dim)
             Posterior means and logarithms of the posterior variances, for
-            full posteriors of the marginal ones. Galaxies without a valid
-            pixel have those of the prior.
+            full posteriors of the marginal ones, times the squares of
+            `latent_temperature`. Galaxies without a valid pixel have those of
+            the prior.
 
         Raises
         ------
@@ -84,7 +85,9 @@ class LatentModel(GalaxyModel):
             description="Encoding",
             show_progress=show_progress,
         )
-        return result["mean"], result["log_var"]
+        shift = 2.0 * np.log(self.latent_temperature)
+        shift = np.where(result["measured"][:, None], shift, 0.0).astype(np.float32)
+        return result["mean"], result["log_var"] + shift
 
     def decode(self, z, *, batch_size=256):
         """
@@ -494,86 +497,6 @@ class LatentModel(GalaxyModel):
 
         options = {"mask": mask, "psf_shape": psf_shape, "overwrite": overwrite}
         export_encoder(self, path, format=format, **options)
-
-    def calibrate(self, inputs, *, batch_size=256, show_progress=False):
-        """
-        Find how much too small or large the learned variances are.
-
-        A model knows the galaxies that it was trained on too well, and is too sure
-        of the pixels of others. From now on it multiplies its variances (the
-        learned part and the floor, not the known noise) by the one factor for
-        which the pixels of these galaxies are likeliest, at the posterior mean.
-
-        Parameters
-        ----------
-        inputs : `~astrovae.images.CutoutStack`, array or dict
-            Galaxies that the model was not trained on, nor is to be tested on.
-        batch_size, show_progress
-            As for `encode`.
-
-        Returns
-        -------
-        factor : float
-            The factor, between 1/16 and 16; also in `variance_factor`, and
-            kept with the weights.
-
-        Raises
-        ------
-        ValueError
-            If no galaxy has a valid pixel, or the likelihood has no variance of
-            its own.
-
-        References
-        ----------
-        Guo et al. 2017, ICML (arXiv:1706.04599), who so scale the logits of
-        classifiers.
-        """
-        likelihood = self.likelihood
-        own = getattr(likelihood, "sigma_floor", 0.0) > 0.0
-        if not own and not getattr(likelihood, "learn_variance", False):
-            msg = (
-                "calibrate needs a variance that is learned, or a sigma_floor; the "
-                f"{type(likelihood).__name__} of this model has neither."
-            )
-            raise ValueError(msg)
-        exponents = np.linspace(-4.0, 4.0, 129)
-        factors = ops.convert_to_tensor(2.0**exponents, "float32")
-
-        def likelihoods(batch):
-            posterior = self._encode_batch(batch)
-            params = self._decode_batch(posterior["mean"], batch)
-            variance = self.likelihood.variance(params) / self._variance_factor
-
-            def at_factor(factor):
-                log_var = ops.log(variance * factor)
-                scaled = {**params, "variance": variance * factor, "log_var": log_var}
-                return ops.sum(self._log_like_map(batch, scaled), axis=(1, 2, 3))
-
-            log_like = ops.transpose(ops.map(at_factor, factors))
-            return {"log_like": log_like, "measured": posterior["measured"]}
-
-        result = self._map(
-            "calibrate",
-            likelihoods,
-            self._source(inputs),
-            batch_size=batch_size,
-            description="Calibrating",
-            show_progress=show_progress,
-        )
-        log_like = result["log_like"][result["measured"]].sum(axis=0, dtype=float)
-        if not result["measured"].any():
-            msg = "no galaxy has a valid pixel: there is nothing to calibrate on."
-            raise ValueError(msg)
-        # the top of the parabola through the best of them and its neighbours
-        best = int(np.clip(log_like.argmax(), 1, len(factors) - 2))
-        curve = np.polyfit(
-            exponents[best - 1 : best + 2], log_like[best - 1 : best + 2], 2
-        )
-        top = (
-            -0.5 * curve[1] / curve[0] if curve[0] < 0 else exponents[log_like.argmax()]
-        )
-        self._variance_factor.assign(2.0 ** np.clip(top, -4.0, 4.0))
-        return self.variance_factor
 
     def _terms(self, source, num_samples, batch_size, show_progress=False):
         """Terms of the ELBO, and residuals at the posterior mean."""

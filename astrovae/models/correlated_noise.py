@@ -103,13 +103,32 @@ class CorrelatedGaussianLikelihood(GaussianLikelihood):
         tensor, shape (n, ny, nx, n_bands)
             Uncorrelated, with mean 0 and variance 1, if the model is right.
         """
-        residual = super().standardize(image, params, error)
-        ny, nx = residual.shape[1:3]
-        gain = 1.0 / np.sqrt(self._power(ny, nx)[:, : nx // 2 + 1])
-        gain = ops.convert_to_tensor(gain.transpose(2, 1, 0), residual.dtype)
-        real, imag = rfft2(ops.transpose(residual, (0, 3, 1, 2)))
-        white = irfft2((real * gain, imag * gain), nx)
-        return ops.transpose(white, (0, 2, 3, 1))
+        return self._filter(super().standardize(image, params, error), -0.5)
+
+    def draw(self, params, noise, error=None):
+        """
+        Draw pixels with correlated noise.
+
+        Parameters
+        ----------
+        params, noise, error : tensor
+            As for `Likelihood.draw`.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Pixels in units of the scale.
+        """
+        return super().draw(params, self._filter(noise, 0.5), error)
+
+    def _filter(self, planes, exponent):
+        """Multiply Fourier transforms by a power of the power spectrum."""
+        ny, nx = planes.shape[1:3]
+        gain = self._power(ny, nx)[:, : nx // 2 + 1] ** exponent
+        gain = ops.convert_to_tensor(gain.transpose(2, 1, 0), planes.dtype)
+        real, imag = rfft2(ops.transpose(planes, (0, 3, 1, 2)))
+        filtered = irfft2((real * gain, imag * gain), nx)
+        return ops.transpose(filtered, (0, 2, 3, 1))
 
     def log_prob_map(self, image, params, error=None, valid=None):
         """

@@ -42,6 +42,7 @@ class _Encoder(keras.Model):
         # only these are exported: no decoder
         self.parts = [vae.encoder, vae.posterior_layer, vae.prior]
         self.function = vae._encode_batch
+        self.shift = (2.0 * np.log(vae.latent_temperature)).astype("float32")
 
     def build(self, input_shape):
         """Leave the layers as they are: they are built."""
@@ -59,6 +60,9 @@ class _Encoder(keras.Model):
             batch["error"] = ops.where(bad, 1.0, error)
         batch["image"] = ops.where(bad, 0.0, inputs["image"])
         posterior = self.function({**batch, "mask": bad})
+        if self.shift.any():
+            shift = ops.where(posterior["measured"][:, None], self.shift, 0.0)
+            posterior["log_var"] = posterior["log_var"] + shift
         return {name: posterior[name] for name in _OUTPUTS}
 
 

@@ -113,6 +113,28 @@ class Likelihood:
         sigma = ops.sqrt(self.variance(params, error))
         return ops.subtract(image, params["mean"]) / sigma
 
+    def draw(self, params, noise, error=None):
+        """
+        Draw pixels.
+
+        Parameters
+        ----------
+        params : dict of tensor
+            As given by ``parameters``.
+        noise : tensor, shape (n, ny, nx, n_bands)
+            Standard normal deviates.
+        error : tensor, optional
+            1-sigma errors, in units of the scale.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Pixels in units of the scale, of which `standardize` makes the
+            deviates again.
+        """
+        sigma = ops.sqrt(self.variance(params, error))
+        return ops.add(params["mean"], ops.multiply(sigma, noise))
+
     def objective_map(self, image, params, valid, error=None, terms=None):
         """
         Give what training maximises.
@@ -294,6 +316,28 @@ class GaussianLikelihood(Likelihood):
         variance = learned + floor
         return {"mean": mean, "variance": variance, "log_var": ops.log(variance)}
 
+    def draw(self, params, noise, error=None):
+        """
+        Draw pixels; see `Likelihood.draw`.
+
+        Parameters
+        ----------
+        params, noise, error : tensor
+            As for `Likelihood.draw`.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Pixels in units of the scale.
+
+        Raises
+        ------
+        ValueError
+            If the variance is neither learned nor given.
+        """
+        self._check_noise(error)
+        return super().draw(params, noise, error)
+
     def log_prob_map(self, image, params, error=None, valid=None):
         """
         Give the log-likelihood of every pixel.
@@ -441,6 +485,26 @@ class BernoulliLikelihood(Likelihood):
             "log_var": ops.log(variance + self.floor(scale)),
             "scale": scale,
         }
+
+    def draw(self, params, noise, error=None):
+        """
+        Draw pixels that are zero or one.
+
+        Parameters
+        ----------
+        params, noise : tensor
+            As for `Likelihood.draw`.
+        error : tensor, optional
+            Not used.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Pixels in units of the scale.
+        """
+        uniform = 0.5 * (1.0 + ops.erf(noise / math.sqrt(2.0)))
+        one = ops.less(uniform, params["mean"] * params["scale"])
+        return ops.cast(one, "float32") / params["scale"]
 
     def log_prob_map(self, image, params, error=None, valid=None):
         """

@@ -264,10 +264,16 @@ class EigenEncoder(_EigenNetwork, SeededLayer):
         activation="gelu",
         trainable_basis=False,
         dropout=0.0,
+        seed=None,
         **kwargs,
     ):
         super().__init__(
-            num_components, hidden_units, activation, trainable_basis, **kwargs
+            num_components,
+            hidden_units,
+            activation,
+            trainable_basis,
+            seed=seed,
+            **kwargs,
         )
         if not 0 <= dropout < 1:
             msg = f"dropout must be at least 0 and less than 1, got {dropout}."

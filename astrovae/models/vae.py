@@ -94,6 +94,8 @@ class VAE(LatentModel):
     scale, noise : sequence of float, optional
         Image scale and noise level of each band. By default `adapt` measures
         them when training begins.
+    latent_temperature : sequence of float, optional
+        What `encode` multiplies the sigma of each latent by, 1 by default.
     preprocessing : dict, optional
         The record of how the training images were prepared; `fit` sets it.
     seed : int, optional
@@ -140,6 +142,7 @@ class VAE(LatentModel):
         beta=1.0,
         scale=None,
         noise=None,
+        latent_temperature=None,
         preprocessing=None,
         seed=None,
         **kwargs,
@@ -194,6 +197,7 @@ class VAE(LatentModel):
         # one over the number of galaxies, when `fit` has counted them
         self._penalty_weight = self._constant("penalty_weight", 0.0, ())
         self._plain.noisier = False
+        self.latent_temperature = latent_temperature
         self.trackers = {
             name: keras.metrics.Mean(name=name)
             for name in ("elbo", "log_like", "kl", "mse")
@@ -553,6 +557,7 @@ class VAE(LatentModel):
         self._penalty_weight.assign(1.0 / max(len(source), 1))
         # training undoes a calibration
         self._variance_factor.assign(1.0)
+        self.latent_temperature = None
 
     @property
     def needs(self):
@@ -616,17 +621,24 @@ class VAE(LatentModel):
             "beta": self.beta,
             "scale": self.scale.tolist() if self.adapted else None,
             "noise": self.noise.tolist() if self.adapted else None,
+            "latent_temperature": self.latent_temperature.tolist(),
             "preprocessing": self.preprocessing,
             "seed": self.seed,
+            "frozen": [i for i, w in enumerate(self.weights) if not w.trainable],
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
+        frozen = config.pop("frozen", ())
         for name in ("encoder", "decoder", "prior", "likelihood", "dtype"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        vae = cls(**config)
+        # Keras keeps this of layers alone, not of what they are made of
+        for index in frozen:
+            vae.weights[index].trainable = False
+        return vae
 
 
 def _broadcast(given, measured):

@@ -5,6 +5,7 @@ import warnings
 import astropy.units as u
 import numpy as np
 import pytest
+from astropy.io.votable.ucd import check_ucd
 from astropy.table import QTable, Table
 from numpy.testing import assert_allclose
 
@@ -16,6 +17,7 @@ from astrovae.catalog import (
     add_reconstruction,
     annotate,
 )
+from astrovae.catalog.columns import PREDICTIONS
 from astrovae.exceptions import FlaggedRowsWarning, PreprocessingError
 from astrovae.flags import Flag, decode_flags
 
@@ -246,3 +248,49 @@ def test_pose_columns(table, stack):
     assert result.meta["astrovae"]["a_"]["pose"]["n_masked"] == 1
     with pytest.raises(ValueError, match="already has a_pose_x"):
         add_pose(result, stack, prefix="a_")
+
+
+def test_nothing_to_do_gives_a_copy(table, encoder, stack):
+    """Whatever is done with the result, the input stays."""
+    for result in (
+        annotate(table, encoder, stack, what=()),
+        add_baselines(table, stack, []),
+    ):
+        assert result is not table
+        result["x"][0] = -1
+        assert table["x"][0] == 20
+
+
+def test_sigma_that_is_no_number_is_flagged(table, stack):
+    """The mean is kept; a variance of zero is one."""
+
+    def encode(images):
+        log_var = np.zeros((len(images), 2))
+        log_var[[0, 1, 5], 1] = 2000, np.nan, -np.inf
+        return np.ones((len(images), 2)), log_var
+
+    with pytest.warns(FlaggedRowsWarning, match="rows could not be measured"):
+        result = add_latents(table, encode, stack)
+    assert result["latent_sigma"].mask[[0, 1]].all()
+    assert result["latent_sigma"][5].tolist() == [1, 0]
+    assert result["latent_mean"][:2].tolist() == [[1, 1], [1, 1]]
+    flagged = (result["latent_flags"] & Flag.NO_RESULT) != 0
+    assert flagged.tolist() == [True, True, *[False] * 5]
+
+
+def test_arguments_that_look_right(table, encoder, meter, stack):
+    """A single baseline, ids that were floats, a prefix that is not one."""
+    with pytest.raises(TypeError, match="into a list"):
+        add_baselines(table, stack, meter)
+    for prefix in (None, 1, "default"):
+        with pytest.raises(ValueError, match="prefix must be text"):
+            add_latents(table, encoder, stack, prefix=prefix)
+    table["objid"] = table["objid"].astype(float)
+    with pytest.raises(ValueError, match=r"are floats.*2\*\*53"):
+        add_latents(table, encoder, stack)
+
+
+def test_ucds_are_those_of_the_ivoa():
+    """Every descriptor is in the controlled vocabulary, words in their places."""
+    for name, spec in {**COLUMNS, **PREDICTIONS}.items():
+        assert check_ucd(spec.ucd, check_controlled_vocabulary=True), name

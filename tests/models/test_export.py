@@ -109,6 +109,20 @@ def test_masked_pixels_change_nothing(batch, stack, tmp_path):
         assert np.array_equal(first[name], second[name])
 
 
+def test_export_has_the_temperature(batch, stack, tmp_path):
+    """Sigmas are the corrected ones; those of what is not seen stay the prior's."""
+    vae = make_vae(stack)
+    before = vae.encode(batch)[1]
+    vae.latent_temperature = [2.0, 0.5, 1.0]
+    export_encoder(vae, tmp_path / "encoder")
+    exported = Exported(tmp_path / "encoder")
+    compare(vae, exported, batch)
+    change = exported(**batch)["log_var"] - before
+    expected = np.tile(2 * np.log([2.0, 0.5, 1.0]), (len(before), 1))
+    expected[3] = 0
+    assert_allclose(change, expected, atol=1e-4)
+
+
 def test_export_without_mask(batch, stack, tmp_path):
     """What is not finite is not seen."""
     vae = make_vae(stack)

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from keras import ops
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage, signal
 from sklearn.decomposition import PCA
 
@@ -425,3 +426,34 @@ def test_adapting_with_side_inputs_masks_and_errors():
     columns = vae.measure(stack)
     assert np.isfinite(np.delete(columns["vae_elbo"], 7)).all()
     assert np.isfinite(np.concatenate([w.ravel() for w in vae.get_weights()])).all()
+
+
+def test_dropout_hides_coefficients_from_hidden_layers_in_training_alone(rng):
+    images = rng.normal(size=(40, 6, 7, 1)).astype("float32")
+    encoder = EigenEncoder(10, (16,), dropout=0.5, seed=3)
+    encoder.build((None, 6, 7, 1))
+    encoder.adapt(images)
+    plain = np.asarray(ops.convert_to_numpy(encoder(images)))
+    assert_array_equal(plain, ops.convert_to_numpy(encoder(images, training=False)))
+    first, second = (
+        ops.convert_to_numpy(encoder(images, training=True)) for _ in range(2)
+    )
+    # the linear part sees them all
+    assert_array_equal(first[:, :10], plain[:, :10])
+    assert (first[:, 10:] != plain[:, 10:]).all()
+    assert (first[:, 10:] != second[:, 10:]).all()
+    # the state of the random numbers is kept with the weights
+    other = EigenEncoder.from_config(encoder.get_config())
+    other.build((None, 6, 7, 1))
+    store = {}
+    encoder.save_own_variables(store)
+    other.load_own_variables(store)
+    for layer, hidden in zip(other.hidden, encoder.hidden, strict=True):
+        layer.set_weights(hidden.get_weights())
+    third, fourth = (
+        ops.convert_to_numpy(network(images, training=True))
+        for network in (encoder, other)
+    )
+    assert_array_equal(third, fourth)
+    with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1"):
+        EigenEncoder(dropout=1.0)

@@ -53,6 +53,32 @@ def test_folder_round_trip(folder, stack):
     }
 
 
+@pytest.mark.parametrize("part", ["encoder", "posterior_layer", None])
+def test_what_is_frozen_stays_frozen(part, stack, tmp_path):
+    """In presets and files of Keras, with the state of the optimizer."""
+    vae = VAE.from_preset("regier2015", image_shape=stack.image_shape, seed=1)
+    (getattr(vae, part) if part else vae.decoder.weights[0]).trainable = False
+    vae.compile()
+    vae.fit(stack, verbose=0)
+    names = [weight.name for weight in vae.trainable_variables]
+    assert len(names) < len(vae.weights)
+    vae.save_preset(tmp_path / "preset")
+    vae.save(tmp_path / "model.keras")
+    for copy in (
+        VAE.from_preset(tmp_path / "preset"),
+        keras.saving.load_model(tmp_path / "model.keras"),
+    ):
+        assert [weight.name for weight in copy.trainable_variables] == names
+        assert int(copy.optimizer.iterations) == int(vae.optimizer.iterations) > 0
+        frozen = part or "decoder"
+        frozen = [w for w in getattr(copy, frozen).weights if not w.trainable]
+        before = [keras.ops.convert_to_numpy(weight) for weight in frozen]
+        copy.fit(stack, verbose=0)
+        assert before
+        for weight, values in zip(frozen, before, strict=True):
+            assert np.array_equal(keras.ops.convert_to_numpy(weight), values)
+
+
 def test_preparation_record_is_kept(stack, tmp_path):
     """A trained model remembers how its images were prepared."""
     vae = VAE.from_preset("regier2015", image_shape=stack.image_shape)

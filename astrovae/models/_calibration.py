@@ -1,0 +1,156 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Uncertainties that can be checked on simulated galaxies, and corrected."""
+
+import numpy as np
+from keras import ops
+
+from astrovae.models._base import GalaxyModel
+from astrovae.models._simulate import simulate_galaxies
+
+__all__ = ["CalibratedModel"]
+
+
+class CalibratedModel(GalaxyModel):
+    """
+    Base of models that draw galaxies and correct their uncertainties.
+
+    A subclass has what `~astrovae.models._inference.LatentModel` asks for, and
+    ``_variance_factor``, which its decoder multiplies variances by.
+    """
+
+    @property
+    def latent_temperature(self):
+        """
+        What `encode` multiplies the sigma of each latent by, 1 at first.
+
+        `astrovae.diagnostics.calibration` finds it; it is saved with the
+        configuration. It changes neither the ELBO nor what follows from it, and
+        training undoes it.
+        """
+        return self._plain.temperature.copy()
+
+    @latent_temperature.setter
+    def latent_temperature(self, value):
+        value = np.ones(self.latent_dim) if value is None else np.asarray(value, float)
+        good = value.shape in ((), (1,), (self.latent_dim,))
+        if not good or not (np.isfinite(value) & (value > 0)).all():
+            msg = (
+                f"latent_temperature must be {self.latent_dim} positive numbers, one "
+                f"per latent, got {value.tolist()!r}."
+            )
+            raise ValueError(msg)
+        self._plain.temperature = np.broadcast_to(value, self.latent_dim).copy()
+
+    def simulate(self, inputs, z=None, *, seed=0, batch_size=256, show_progress=False):
+        """
+        Draw galaxies from the model, observed as given ones were.
+
+        Each has the pose, the PSF and the error of a given galaxy, whose pixels
+        and masks do not matter. So an analysis can be tried on galaxies of which
+        the truth is known.
+
+        Parameters
+        ----------
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies.
+        z : array_like, shape (n, latent_dim), optional
+            Latents, by default drawn from the prior.
+        seed : int, optional
+            Seed of latents and noise.
+        batch_size, show_progress
+            As for `encode`.
+
+        Returns
+        -------
+        galaxies : dict of `~numpy.ndarray`
+            ``image`` ``(n, ny, nx, n_bands)``, in the unit of the pixels with
+            noise, and ``z``, the latents.
+
+        Raises
+        ------
+        ValueError
+            If ``z`` is not one row of latents for each galaxy.
+        """
+        return simulate_galaxies(self, inputs, z, seed, batch_size, show_progress)
+
+    def calibrate(self, inputs, *, batch_size=256, show_progress=False):
+        """
+        Find how much too small or large the learned variances are.
+
+        A model knows the galaxies that it was trained on too well, and is too sure
+        of the pixels of others. From now on it multiplies its variances (the
+        learned part and the floor, not the known noise) by the one factor for
+        which the pixels of these galaxies are likeliest, at the posterior mean.
+
+        Parameters
+        ----------
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies that the model was not trained on, nor is to be tested on.
+        batch_size, show_progress
+            As for `encode`.
+
+        Returns
+        -------
+        factor : float
+            The factor, between 1/16 and 16; also in `variance_factor`, and
+            kept with the weights.
+
+        Raises
+        ------
+        ValueError
+            If no galaxy has a valid pixel, or the likelihood has no variance of
+            its own.
+
+        References
+        ----------
+        Guo et al. 2017, ICML (arXiv:1706.04599), who so scale the logits of
+        classifiers.
+        """
+        factor = _best_variance_factor(self, inputs, batch_size, show_progress)
+        self._variance_factor.assign(factor)
+        return self.variance_factor
+
+
+def _best_variance_factor(model, inputs, batch_size, show_progress):
+    """Give the factor of the variances; see `VAE.calibrate`."""
+    likelihood = model.likelihood
+    own = getattr(likelihood, "sigma_floor", 0.0) > 0.0
+    if not own and not getattr(likelihood, "learn_variance", False):
+        msg = (
+            "calibrate needs a variance that is learned, or a sigma_floor; the "
+            f"{type(likelihood).__name__} of this model has neither."
+        )
+        raise ValueError(msg)
+    exponents = np.linspace(-4.0, 4.0, 129)
+    factors = ops.convert_to_tensor(2.0**exponents, "float32")
+
+    def likelihoods(batch):
+        posterior = model._encode_batch(batch)
+        params = model._decode_batch(posterior["mean"], batch)
+        variance = model.likelihood.variance(params) / model._variance_factor
+
+        def at_factor(factor):
+            log_var = ops.log(variance * factor)
+            scaled = {**params, "variance": variance * factor, "log_var": log_var}
+            return ops.sum(model._log_like_map(batch, scaled), axis=(1, 2, 3))
+
+        log_like = ops.transpose(ops.map(at_factor, factors))
+        return {"log_like": log_like, "measured": posterior["measured"]}
+
+    result = model._map(
+        "calibrate",
+        likelihoods,
+        model._source(inputs),
+        batch_size=batch_size,
+        description="Calibrating",
+        show_progress=show_progress,
+    )
+    log_like = result["log_like"][result["measured"]].sum(axis=0, dtype=float)
+    if not result["measured"].any():
+        msg = "no galaxy has a valid pixel: there is nothing to calibrate on."
+        raise ValueError(msg)
+    # the top of the parabola through the best of them and its neighbours
+    best = int(np.clip(log_like.argmax(), 1, len(factors) - 2))
+    curve = np.polyfit(exponents[best - 1 : best + 2], log_like[best - 1 : best + 2], 2)
+    top = -0.5 * curve[1] / curve[0] if curve[0] < 0 else exponents[log_like.argmax()]
+    return 2.0 ** np.clip(top, -4.0, 4.0)
