@@ -110,9 +110,9 @@ print(f"{len(stack)} galaxies, {kind}")
 
 stack = av.images.measure_pose(stack)
 table = av.catalog.add_pose(table, stack)
-held_out = stack.held_out(0.2, seed=0)
+held_out = stack.held_out(0.2, seed=21)
 test, table, others = stack[held_out], table[held_out], stack[~held_out]
-held_out = others.held_out(0.1, seed=1)
+held_out = others.held_out(0.1, seed=22)
 train, validation = others[~held_out], others[held_out]
 print(f"{len(train)} to train on, {len(validation)} to calibrate on, ", end="")
 print(f"{len(test)} to test on")
