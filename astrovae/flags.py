@@ -34,6 +34,7 @@ class Flag(enum.IntFlag):
         member.description = description
         return member
 
+    # FITS and most tables hold these as 32 bits with a sign: bit 30 is the last one
     NO_POSITION = 1 << 0, "the position is masked or not finite"
     NO_OVERLAP = 1 << 1, "the cutout lies wholly outside the image"
     PARTIAL = 1 << 2, "the cutout reaches beyond the edge of the image"

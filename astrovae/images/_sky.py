@@ -3,7 +3,7 @@
 
 import numpy as np
 
-__all__ = ["measure_sky"]
+__all__ = ["combine_skies", "measure_sky"]
 
 # sky pixels are clipped at this many standard deviations, this many times
 _CLIP_SIGMA, _CLIP_PASSES = 3.0, 5
@@ -11,6 +11,8 @@ _CLIP_SIGMA, _CLIP_PASSES = 3.0, 5
 _CLIPPED_SCATTER = 0.98658
 # error of the mean of the middle half, over that of the mean (Gaussian)
 _MIDMEAN_ERROR = 1.093
+# standard deviation of a Gaussian over its median absolute deviation
+_MAD_SIGMA = 1.4826
 # fewer sky pixels than this give no background
 _MIN_SKY_PIXELS = 16
 
@@ -65,6 +67,54 @@ def measure_sky(data, usable):
         "n_pixels": np.where(enough, count, 0),
     }
     return {name: array.reshape(n, n_bands) for name, array in sky.items()}
+
+
+def combine_skies(skies):
+    """
+    One sky for many cutouts, clipped of those where it stands out.
+
+    The mean level is weighted by the number of sky pixels. Its uncertainty is the
+    one that follows from those of the levels or, if larger, from their scatter, as
+    where the sky varies. It cannot know of faint light that all cutouts have.
+
+    Parameters
+    ----------
+    skies : dict of `~numpy.ndarray`, shape (n, n_bands)
+        As from `measure_sky`.
+
+    Returns
+    -------
+    sky : dict of `~numpy.ndarray`, shape (n_bands,)
+        ``level``, ``level_err``, ``rms`` (the median) and ``n_pixels``. NaN where
+        no level is known.
+    """
+    level, error = skies["level"], skies["level_err"]
+    known = np.isfinite(level)
+    middle = _median(level, known)
+    scatter = _MAD_SIGMA * _median(np.abs(level - middle), known)
+    reach = _CLIP_SIGMA * np.hypot(scatter, np.where(known, error, 0))
+    kept = known & (np.abs(level - middle) <= reach)
+    weight = np.where(kept, skies["n_pixels"], 0).astype(float)
+    total = weight.sum(axis=0)
+    some = total > 0
+    weight /= np.where(some, total, 1)
+    mean = np.where(kept, weight * level, 0).sum(axis=0)
+    variance = np.where(kept, (weight * error) ** 2, 0).sum(axis=0)
+    count = kept.sum(axis=0)
+    spread = np.where(kept, (weight * (level - mean)) ** 2, 0).sum(axis=0)
+    spread *= count / np.maximum(count - 1, 1)
+    return {
+        "level": np.where(some, mean, np.nan),
+        "level_err": np.where(some, np.sqrt(np.maximum(variance, spread)), np.nan),
+        "rms": _median(skies["rms"], known),
+        "n_pixels": np.where(kept, skies["n_pixels"], 0).sum(axis=0),
+    }
+
+
+def _median(values, known):
+    """Median of what is known in each column, NaN if nothing is."""
+    values = np.ma.array(values, mask=~known)
+    return np.ma.filled(np.ma.median(values, axis=0).astype(float), np.nan)
 
 
 def _range_mean(values, first, last):

@@ -10,14 +10,15 @@ from astrovae._validation import check_option, check_positive_int
 from astrovae.flags import Flag
 from astrovae.images._artifacts import find_cosmic_rays, find_saturated
 from astrovae.images._segment import segment_cutouts
-from astrovae.images._sky import measure_sky
+from astrovae.images._sky import combine_skies, measure_sky
 from astrovae.images._targets import measure_targets, psf_sigmas
 
 __all__ = ["clean_cutouts", "measure_background"]
 
 # cutouts at a time: their planes stay in the cache
 _CHUNK = 128
-# what can be done with neighbours
+# what can be done with sky and neighbours
+_BACKGROUNDS = ("local", "global", None)
 _NEIGHBORS = ("mask", "fill", "inpaint", None)
 # so many normal deviates serve all cutouts
 _TAPE_LENGTH = 1 << 20
@@ -49,10 +50,13 @@ def clean_cutouts(
     ----------
     stack : `~astrovae.images.CutoutStack`
         The cutouts; they are not changed.
-    background : {"local", None}, optional
+    background : {"local", "global", None}, optional
         ``"local"`` subtracts the sky of each cutout and band: the
         clipped mean of its pixels without sources. Cutouts with
-        fewer than 16 such pixels keep their sky.
+        fewer than 16 such pixels keep their sky. ``"global"`` subtracts one
+        level per band, the mean of those of all cutouts, or of all from
+        the same tile: better where galaxies fill their cutouts and the image
+        has a constant sky. It depends on which cutouts are cleaned together.
     neighbors : {"mask", "fill", "inpaint", None}, optional
         ``"mask"`` masks the pixels of other sources, so that likelihoods
         ignore them (preferred). ``"fill"`` replaces them with sky and
@@ -120,10 +124,8 @@ def clean_cutouts(
     'clean_cutouts'
     """
     parameters = {
-        "background": check_option("background", background, ("local", None)),
-        "neighbors": check_option(
-            "neighbors", neighbors, ("mask", "fill", "inpaint", None)
-        ),
+        "background": check_option("background", background, _BACKGROUNDS),
+        "neighbors": check_option("neighbors", neighbors, _NEIGHBORS),
         "noise": check_option("noise", noise, ("keep", "estimate")),
         "quantization_step": _check_number("quantization_step", quantization_step),
         "saturation": _check_saturation(saturation, stack.data.shape[-1]),
@@ -144,10 +146,16 @@ def clean_cutouts(
         out["error"] = np.empty(stack.data.shape, np.float32)
     skies, columns = [], []
     tape = _make_tape(int(np.prod(stack.image_shape)), parameters["seed"])
-    with progress_bar("Cleaning", n, show=show_progress) as advance:
+    total = 2 * n if background == "global" else n
+    with progress_bar("Cleaning", total, show=show_progress) as advance:
+        shared = None
+        if background == "global":
+            shared = _shared_sky(stack, parameters, advance)
         for start in range(0, n, _CHUNK):
             rows = slice(start, min(start + _CHUNK, n))
             chunk = _Chunk(stack, rows, parameters)
+            if shared is not None:
+                chunk.shared = {name: sky[rows] for name, sky in shared.items()}
             chunk.clean(tape)
             for name, values in out.items():
                 values[rows] = getattr(chunk, name)
@@ -207,19 +215,9 @@ def measure_background(stack, *, grow=2, n_sigma=2.0, show_progress=False):
         "grow": check_positive_int("grow", grow, minimum=0),
         "n_sigma": _check_number("n_sigma", n_sigma),
     }
-    n, n_bands = len(stack), stack.data.shape[-1]
-    columns = {
-        name: np.full((n, n_bands), np.nan) for name in ("level", "level_err", "rms")
-    }
-    columns["n_pixels"] = np.zeros((n, n_bands), int)
-    with progress_bar("Measuring", n, show=show_progress) as advance:
-        for start in range(0, n, _CHUNK):
-            rows = slice(start, min(start + _CHUNK, n))
-            chunk = _Chunk(stack, rows, parameters)
-            chunk.find_sky()
-            for name, values in columns.items():
-                values[rows] = chunk.sky[name]
-            advance(rows.stop - rows.start)
+    n_bands = stack.data.shape[-1]
+    with progress_bar("Measuring", len(stack), show=show_progress) as advance:
+        columns = _local_skies(stack, parameters, advance)
     unit = stack.unit or u.dimensionless_unscaled
     table = QTable({"id": stack.ids})
     for name, key, description in (
@@ -234,6 +232,39 @@ def measure_background(stack, *, grow=2, n_sigma=2.0, show_progress=False):
     table["n_pixels"] = counts[:, 0] if n_bands == 1 else counts
     table["n_pixels"].info.description = "number of sky pixels"
     return table
+
+
+def _local_skies(stack, parameters, advance):
+    """The sky of each cutout, as `measure_sky` gives it."""
+    n, n_bands = len(stack), stack.data.shape[-1]
+    skies = {
+        name: np.full((n, n_bands), np.nan) for name in ("level", "level_err", "rms")
+    }
+    skies["n_pixels"] = np.zeros((n, n_bands), int)
+    for start in range(0, n, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, n))
+        chunk = _Chunk(stack, rows, parameters)
+        chunk.find_sky()
+        for name, values in skies.items():
+            values[rows] = chunk.sky[name]
+        advance(rows.stop - rows.start)
+    return skies
+
+
+def _shared_sky(stack, parameters, advance):
+    """One sky for all cutouts, or for those of each tile, in every row."""
+    skies = _local_skies(stack, parameters, advance)
+    tiles = stack.columns.get("tile", np.zeros(len(stack), int))
+    shared = {
+        name: np.full_like(skies[name], np.nan)
+        for name in ("level", "level_err", "rms")
+    }
+    for tile in np.unique(tiles):
+        rows = tiles == tile
+        one = combine_skies({name: values[rows] for name, values in skies.items()})
+        for name, values in shared.items():
+            values[rows] = one[name]
+    return shared
 
 
 def _check_number(name, value):
@@ -278,6 +309,7 @@ class _Chunk:
         self.flags = np.array(stack.flags[rows])
         self.valid = ~self.mask.all(axis=(1, 2, 3))
         self.columns = {}
+        self.shared = None
         self.psf = None
         if stack.psf is not None:
             self.psf = stack.psf[rows] if len(stack.psf) > 1 else stack.psf[:1]
@@ -343,6 +375,13 @@ class _Chunk:
         near = dilate(self.sources, self.parameters["grow"])
         usable = ~(self.mask | near[..., np.newaxis])
         self.sky = measure_sky(self.data, usable)
+        if self.shared is not None:
+            lost = ~self.valid[:, np.newaxis]
+            own = np.isfinite(self.sky["rms"])
+            for name in ("level", "level_err"):
+                self.sky[name] = np.where(lost, np.nan, self.shared[name])
+            rms = np.where(own, self.sky["rms"], self.shared["rms"])
+            self.sky["rms"] = np.where(lost, np.nan, rms)
 
     def clean(self, tape):
         """Subtract the sky, deal with neighbours, set the noise."""

@@ -88,7 +88,7 @@ def plot_correlations(result, *, kind="spearman", latent_names=None):
     height = 0.42 * n
     words = kind.replace("_", " ").replace("pearson", "Pearson")
     words = words.replace("spearman", "Spearman")
-    width = max(left + cell * dim + 1.0, 5.0)
+    width = max(left + cell * dim + 1.0, 6.0)
     figure = headed_figure(
         width,
         height + 0.35,

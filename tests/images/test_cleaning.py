@@ -323,7 +323,7 @@ class TestCleanCutouts:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"background": "global"}, "background must be one of"),
+            ({"background": "median"}, "background must be one of"),
             ({"neighbors": "remove"}, "neighbors must be one of"),
             ({"noise": True}, "noise must be one of"),
             ({"grow": -1}, "grow must be an integer >= 0"),
@@ -473,6 +473,71 @@ class TestFlaws:
         clean = clean_cutouts(CutoutStack(data, segmentation=full))
         assert_array_equal((clean.flags & Flag.NO_BACKGROUND) > 0, [True, False])
         assert np.isnan(clean.columns["background"][0]).all()
+
+    def test_global_background(self, survey, stack):
+        """One level for all; it is the sky, and so is its uncertainty."""
+        local = clean_cutouts(stack)
+        clean = clean_cutouts(stack, background="global")
+        columns = clean.columns
+        for name in ("background", "background_err"):
+            assert columns[name].shape == (len(stack), 2)
+            assert (columns[name] == columns[name][0]).all()
+        level, error = columns["background"][0], columns["background_err"][0]
+        assert (error > 0).all()
+        assert (error < np.median(local.columns["background_err"], axis=0)).all()
+        # light below the threshold, and 0.1 sigma of the sky at most
+        assert_allclose(level, 50, atol=0.1)
+        assert_array_equal(columns["background_rms"], local.columns["background_rms"])
+        assert_array_equal(clean.mask, local.mask)
+        offset = (stack.data - clean.data)[~stack.mask.any(axis=(1, 2, 3))]
+        assert_allclose(offset, np.broadcast_to(level, offset.shape), atol=2e-5)
+        assert_allclose(clean.meta["background"]["level"], level)
+        again = clean_cutouts(stack, **clean.steps[0]["parameters"])
+        assert_array_equal(again.data, clean.data)
+        # a model prepares new cutouts in the same way
+        prepared = stack.prepare(clean.preprocessing)
+        assert_array_equal(prepared.data, clean.data)
+
+    def test_global_background_error(self, rng):
+        """The uncertainty is the scatter over many stacks, varying sky or not."""
+        for ripple in (0, 0.5):
+            levels, errors = [], []
+            for _ in range(60):
+                data = rng.normal(size=(30, 16, 16)).astype(np.float32)
+                data += ripple * rng.normal(size=(30, 1, 1))
+                empty = np.zeros(data.shape, int)
+                clean = clean_cutouts(
+                    CutoutStack(data, segmentation=empty), background="global"
+                )
+                levels.append(clean.columns["background"][0, 0])
+                errors.append(clean.columns["background_err"][0, 0])
+            assert_allclose(np.mean(errors), np.std(levels), rtol=0.25)
+
+    def test_global_background_of_tiles(self, rng):
+        """Tiles have each their own sky; rows without sky pixels get it, too."""
+        data = rng.normal(size=(9, 20, 20)).astype(np.float32)
+        data[4:] += 7
+        full = np.zeros(data.shape, int)
+        full[[0, 4]] = 1
+        mask = np.zeros(data.shape, bool)
+        mask[8] = True
+        stack = CutoutStack(
+            data, segmentation=full, mask=mask, columns={"tile": ["a"] * 4 + ["b"] * 5}
+        )
+        clean = clean_cutouts(stack, background="global", noise="estimate")
+        levels = clean.columns["background"][:, 0]
+        assert_allclose(levels[:8], [0] * 4 + [7] * 4, atol=0.2)
+        assert len(np.unique(levels[:8])) == 2
+        assert_allclose(clean.columns["background_rms"][:8], 1, atol=0.15)
+        assert not (clean.flags & (Flag.NO_BACKGROUND | Flag.BAD_ERROR))[:8].any()
+        # without pixels there is nothing to measure
+        assert np.isnan(levels[8])
+        assert_array_equal(clean.data[8], stack.data[8])
+        # nor without any sky
+        lost = clean_cutouts(stack[[0, 4]], background="global")
+        assert (lost.flags & Flag.NO_BACKGROUND).all()
+        assert_array_equal(lost.data, stack.data[[0, 4]])
+        assert len(clean_cutouts(stack[:0], background="global")) == 0
 
     def test_inpaint(self, stack):
         """Neighbours are continued smoothly, bad pixels and the target kept."""
