@@ -65,7 +65,7 @@ def calibration(
         ``refine``.
     store : bool, optional
         Multiply ``model.latent_temperature`` by the temperatures: from now on,
-        `encode` gives corrected sigmas, also after saving and loading.
+        ``encode`` gives corrected sigmas, also after saving and loading.
     seed : int, optional
         Seed of the draws.
     batch_size : int, optional
@@ -97,7 +97,7 @@ def calibration(
         ``ranks``, ``ranks_tempered``
             The ranks of the test half.
 
-        Sigmas are those of `encode`, with the temperature that the model has
+        Sigmas are those of ``encode``, with the temperature that the model has
         already. ``meta`` says how the table was made.
 
     Raises

@@ -51,7 +51,7 @@ def make_cutouts(
     tiles=None,
     show_progress=False,
 ):
-    r"""
+    """
     Cut a stamp around every row of a catalogue.
 
     Mask, errors, PSF and source labels are carried along. Pixels outside
@@ -162,8 +162,8 @@ def make_cutouts(
 
     Notes
     -----
-    Errors are those of each pixel, :math:`\sum w^2 \sigma^2` with the weights
-    :math:`w` of the pixels of the image. Resampled to smaller pixels, noise is
+    Errors are those of each pixel, the root of the sum of ``(w sigma)**2`` over the
+    pixels of the image, with their weights ``w``. Resampled to smaller pixels, noise is
     correlated between pixels, which errors do not say.
 
     Examples
