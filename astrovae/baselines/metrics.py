@@ -210,7 +210,8 @@ def win_rates(
     Raises
     ------
     ValueError
-        If the columns are missing.
+        If the columns of squared errors are missing. Without likelihoods these
+        are not compared.
 
     References
     ----------
@@ -238,7 +239,7 @@ def win_rates(
         for quantity, column, sign in questions[: 1 + (model == "vae")]:
             names = f"{prefix}{model}_{column}", f"{prefix}{baseline}_{column}{suffix}"
             missing = [name for name in names if name not in table.colnames]
-            if missing and not suffix:
+            if missing and not suffix and quantity == "mse":
                 msg = (
                     f"the table has no {' and no '.join(missing)}; "
                     "add_baselines(table, stack, model=model) appends them."

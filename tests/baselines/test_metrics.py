@@ -63,6 +63,18 @@ def test_missing_columns_are_named():
         win_rates(Table({"id": [1]}))
 
 
+def test_baselines_without_likelihoods_are_compared_by_their_errors(table):
+    """Such as the components of a user, which have a squared error alone."""
+    table["pca_mse"] = 2 * table["vae_mse"]
+    rates = win_rates(table, baseline="pca")
+    assert set(rates["quantity"]) == {"mse"}
+    assert_allclose(rates["rate"], 1)
+    rates = compare(table)
+    against = rates[(rates["model"] == "vae") & (rates["baseline"] == "pca")]
+    assert set(against["quantity"]) == {"mse"}
+    assert "like" in rates["quantity"][rates["baseline"] == "gauss"]
+
+
 class Meter:
     """Something with measure, which gives the columns that it was made of."""
 
