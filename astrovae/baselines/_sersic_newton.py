@@ -6,8 +6,8 @@ from keras import ops
 
 from astrovae.baselines._gaussian_newton import GaussianNewton
 from astrovae.baselines._newton import DampedNewton
+from astrovae.baselines._sersic_limits import LEAST_AXIS_RATIO, shape_limits
 from astrovae.baselines._sersic_profile import SersicProfile
-from astrovae.baselines.sersic_fit import LEAST_AXIS_RATIO, shape_limits
 
 __all__ = ["SersicNewton"]
 

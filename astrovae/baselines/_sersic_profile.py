@@ -23,7 +23,7 @@ from keras import ops
 from scipy.fft import next_fast_len
 from scipy.special import gammaincinv, gammaln
 
-from astrovae.baselines.sersic_fit import INDEX_LIMITS
+from astrovae.baselines._sersic_limits import INDEX_LIMITS
 from astrovae.ops import irfft2, rfft2
 
 __all__ = ["SersicProfile"]

@@ -6,26 +6,10 @@ import functools
 import numpy as np
 
 from astrovae._sources import Arrays, as_source
+from astrovae.baselines._sersic_limits import LEAST_AXIS_RATIO, shape_limits
 from astrovae.baselines._shape_fit import ShapeFit, parameter_covariance
 
-__all__ = ["INDEX_LIMITS", "LEAST_AXIS_RATIO", "SersicFit", "shape_limits"]
-
-INDEX_LIMITS = 0.3, 8.0
-LEAST_AXIS_RATIO = 0.1
-# Half-light radii, as geometric means of both axes: the smallest in pixels, the
-# largest in cutouts. Centres may lie so many cutouts beyond the edges.
-_LEAST_SIZE, _LARGEST_SIZE = 0.05, 2.0
-_REACH = 0.5
-
-
-def shape_limits(ny, nx):
-    """Lowest and highest x, y, size and index in cutouts of ny x nx pixels."""
-    return (
-        (-_REACH * nx, (1 + _REACH) * nx),
-        (-_REACH * ny, (1 + _REACH) * ny),
-        (_LEAST_SIZE, _LARGEST_SIZE * np.maximum(nx, ny)),
-        INDEX_LIMITS,
-    )
+__all__ = ["SersicFit"]
 
 
 class SersicFit(ShapeFit):
