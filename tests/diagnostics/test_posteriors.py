@@ -26,7 +26,7 @@ class Distorted:
 
 def test_temperature_is_robust():
     """Little scatter for normal residuals, and little harm from bad ones."""
-    from astrovae.diagnostics import _best_temperature
+    from astrovae.diagnostics.posteriors import _best_temperature
 
     rng = np.random.default_rng(1)
     scores = 2 * rng.normal(size=(100, 500))
