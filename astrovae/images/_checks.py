@@ -1,12 +1,15 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Checks of what a stack of cutouts is made from."""
 
+from typing import NamedTuple
+
 import astropy.units as u
 import numpy as np
 
 from astrovae.flags import Flag
 
 __all__ = [
+    "CheckedPixels",
     "as_column",
     "as_plane",
     "check_bands",
@@ -20,6 +23,17 @@ __all__ = [
     "mask_flags",
     "where_any",
 ]
+
+
+class CheckedPixels(NamedTuple):
+    """
+    New arrays of float32 and bool that need no second look.
+
+    All pixels are finite, and flags tell of those that were not.
+    """
+
+    data: np.ndarray
+    mask: np.ndarray
 
 
 def in_unit(plane, unit):
@@ -164,7 +178,7 @@ def check_labels(segmentation, labels, shape):
             f"{array.dtype} of shape {array.shape}."
         )
         raise ValueError(msg)
-    array = array.astype(np.int32)
+    array = array.astype(np.int32, copy=False)
     if labels is None:
         labels = array[:, shape[1] // 2, shape[2] // 2]
     return array, as_column("labels", labels, shape[0], np.int32, 0)

@@ -5,28 +5,34 @@ import numpy as np
 
 from astrovae.flags import Flag
 from astrovae.images._file_plane import FileSection
+from astrovae.images._threads import map_in_threads
 
 __all__ = ["Geometry", "hide_non_finite"]
 
-# pixels, and rows, at a time, so that they stay in the cache
+# pixels at a time, so that they stay in the cache
 CHUNK_PIXELS = 1 << 17
-_CHUNK_ROWS = 256
+# and those that a thread copies at a time
+_COPIED_PIXELS = 1 << 20
 # an image on disk is read at once if this share of it is cut anyway
 _DENSE = 0.25
 
 
-def hide_non_finite(data, mask, flags):
+def hide_non_finite(data, mask, flags, rows):
     """Mask pixels that are not finite, flag their rows, and set them to 0."""
-    for start in range(0, len(data), _CHUNK_ROWS):
-        rows = slice(start, start + _CHUNK_ROWS)
-        # one value that is not finite spoils the sum: the common case is fast
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = data[rows].sum(dtype=np.float32)
-        if not np.isfinite(total):
-            bad = ~np.isfinite(data[rows])
-            flags[rows] |= np.where(bad.any(axis=(1, 2, 3)), Flag.NON_FINITE, 0)
-            mask[rows] |= bad
-            data[rows][bad] = 0
+    for row in np.flatnonzero(rows):
+        bad = ~np.isfinite(data[row])
+        if bad.any():
+            flags[row] |= Flag.NON_FINITE
+            mask[row] |= bad
+            data[row][bad] = 0
+
+
+def _all_finite(array):
+    """Whether all is finite, mostly: some large numbers are taken for infinite."""
+    flat = array.ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        # one value that is not finite spoils the sum, in a pass over the cache
+        return bool(np.isfinite(np.dot(flat, flat)))
 
 
 class Geometry:
@@ -46,6 +52,8 @@ class Geometry:
         self.inside = ((self.origin >= 0) & (end <= image_shape)).all(axis=1)
         center = np.where(np.isfinite(yx), np.floor(yx + 0.5), -far)
         self.center = np.clip(center, -far, far).astype(np.intp) - self.origin
+        # cutouts of floats that may have values which are not finite
+        self.suspect = np.zeros(self.n, bool)
 
     def flags(self):
         """The flag bits of where the cutouts lie."""
@@ -77,13 +85,6 @@ class Geometry:
         size = max(1, CHUNK_PIXELS // (self.shape[0] * self.shape[1]))
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    @staticmethod
-    def _index(rows):
-        """Increasing row numbers as a slice where they are without a gap."""
-        if rows[-1] - rows[0] + 1 == len(rows):
-            return slice(rows[0], rows[-1] + 1)
-        return rows
-
     def cut(self, planes, dtype, advance=lambda n=1: None):
         """
         Cut all planes.
@@ -105,33 +106,48 @@ class Geometry:
         planes = list(planes)
         # fresh zeroed memory is much slower to fill: zero only what is not cut
         out = np.empty((self.n, *self.shape, len(planes)), dtype)
-        out[~self.overlaps] = 0
         for band, plane in enumerate(planes):
             if plane is None:
                 out[..., band] = 0
-                continue
-            if isinstance(plane.array, FileSection):
+            elif isinstance(plane.array, FileSection):
                 self._cut_section(plane, out, band, advance)
             else:
                 self._cut_array(plane, plane.array, out, band, advance)
-            advance(int((~self.overlaps).sum()))
+        out[~self.overlaps] = 0
         return out
 
     def _cut_array(self, plane, array, out, band, advance):
         """Cut a plane whose pixels are in memory, or mapped to it."""
-        whole = self._chunks(self.inside)
-        if whole:
-            windows = np.lib.stride_tricks.sliding_window_view(array, self.shape)
-        for rows in whole:
-            y, x = self.origin[rows].T
-            self._store(plane, windows[y, x], out, rows, band)
-            advance(len(rows))
+        if self.inside.any():
+            self._cut_windows(plane, array, out[..., band], advance)
+        else:
+            advance(self.n)
         for rows in self._chunks(self.overlaps & ~self.inside):
             (y, x), exists = self._edge_indices(rows)
             stored = array[y[:, :, np.newaxis], x[:, np.newaxis, :]]
-            self._store(plane, np.where(exists, stored, 0), out, rows, band)
-            out[rows, ..., band][~exists] = 0
-            advance(len(rows))
+            values = np.empty(stored.shape, out.dtype)
+            self._fill(plane, np.where(exists, stored, 0), values, rows)
+            values[~exists] = 0
+            out[rows, ..., band] = values
+
+    def _cut_windows(self, plane, array, out, advance):
+        """
+        Cut all rows, those over an edge or outside from wherever there are pixels.
+
+        So rows need not be picked: they are written without gaps.
+        """
+        windows = np.lib.stride_tricks.sliding_window_view(array, self.shape)
+        last = np.subtract(self.image_shape, self.shape)
+        y, x = np.clip(self.origin, 0, last).T
+
+        def copy(rows):
+            self._fill(plane, windows[y[rows], x[rows]], out[rows], rows)
+            return len(out[rows])
+
+        size = max(1, _COPIED_PIXELS // (self.shape[0] * self.shape[1]))
+        pieces = [slice(start, start + size) for start in range(0, self.n, size)]
+        for count in map_in_threads(copy, pieces):
+            advance(count)
 
     def _cut_section(self, plane, out, band, advance):
         """Cut a plane that has to be decompressed or scaled."""
@@ -141,6 +157,7 @@ class Geometry:
             self._cut_array(plane, np.asarray(plane.array), out, band, advance)
             return
         end = self.origin + self.shape
+        advance(self.n - len(rows))
         with plane.array.open() as read:
             # neighbours on the image share tiles, which astropy does not keep
             for row in rows[np.lexsort(self.origin[rows].T[::-1])]:
@@ -149,29 +166,17 @@ class Geometry:
                 stored = read(tuple(map(slice, low, high)))
                 (y0, x0), (y1, x1) = low - self.origin[row], high - self.origin[row]
                 out[row, ..., band] = 0
-                self._fill(plane, stored, out[row, y0:y1, x0:x1, band])
+                self._fill(plane, stored, out[row, y0:y1, x0:x1, band], row)
                 advance()
 
-    @staticmethod
-    def _store(plane, stored, out, rows, band):
-        """Write stored pixels to their rows of the output."""
-        rows = Geometry._index(rows)
-        if isinstance(rows, slice):
-            Geometry._fill(plane, stored, out[rows, ..., band])
-        elif out.dtype.kind != "f":
-            out[rows, ..., band] = stored
-        else:
-            values = np.empty(stored.shape, out.dtype)
-            plane.values(stored, values)
-            out[rows, ..., band] = values
-
-    @staticmethod
-    def _fill(plane, stored, out):
+    def _fill(self, plane, stored, out, rows):
         """Write stored pixels to where they belong."""
-        if out.dtype.kind == "f":
-            plane.values(stored, out)
-        else:
+        if out.dtype.kind != "f":
             out[...] = stored
+            return
+        plane.values(stored, out)
+        if not _all_finite(out):
+            self.suspect[rows] = True
 
     def cut_all(self, planes, errors, masks, segmentation, advance):
         """
@@ -196,7 +201,9 @@ class Geometry:
             ``data``, ``mask``, ``error``, ``segmentation`` and ``flags``,
             without those of rows that have no position.
         """
+        self.suspect[:] = False
         data = self.cut(planes, np.float32, advance)
+        suspect = self.suspect.copy()
         bad = self.outside(len(planes))
         for some in masks:
             if any(plane is not None for plane in some):
@@ -207,7 +214,7 @@ class Geometry:
         if segmentation is not None:
             labels = self.cut([segmentation], np.int32)[..., 0]
         flags = self.flags()
-        hide_non_finite(data, bad, flags)
+        hide_non_finite(data, bad, flags, suspect)
         return {
             "data": data,
             "mask": bad,

@@ -78,6 +78,8 @@ class Plane:
         What stored values are multiplied with.
     transform : callable or None
         What stored values are passed through, before the factor.
+    band_axis : int or None
+        The axis of bands of the 3-D array that this is a part of.
     """
 
     array: np.ndarray
@@ -87,6 +89,7 @@ class Plane:
     wcs: object = None
     factor: float = 1.0
     transform: object = None
+    band_axis: int | None = None
 
     def values(self, stored, out):
         """Write stored pixels as they should be into ``out``."""
@@ -140,6 +143,7 @@ def _as_planes(name, image, bands, band_axis):
         for i in range(n_bands):
             index[band_axis] = i
             planes[i] = _as_plane(name, image, tuple(index))
+            planes[i].band_axis = band_axis
         return planes
     return {0: _as_plane(name, image)}
 
@@ -272,7 +276,7 @@ def other_planes(name, image, planes, *, band_axis=None, unit=None):
     planes : dict of str to `Plane`
         The bands of the image.
     band_axis : int, optional
-        The axis of bands if ``image`` is 3-D.
+        The axis of bands if ``image`` is 3-D; by default that of the bands.
     unit : `~astropy.units.Unit`, optional
         Convert to this unit.
 
@@ -287,6 +291,8 @@ def other_planes(name, image, planes, *, band_axis=None, unit=None):
                 p.mask if p.mask is None else Plane(p.mask) for p in planes.values()
             ]
         return [plane.uncertainty for plane in planes.values()]
+    if band_axis is None:
+        band_axis = next(iter(planes.values())).band_axis
     named = isinstance(image, dict)
     others = list(
         _as_planes(name, image, list(planes) if named else None, band_axis).values()

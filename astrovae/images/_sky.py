@@ -30,9 +30,10 @@ def measure_sky(data, usable):
         ``level``, ``level_err``, ``rms`` and ``n_pixels``.
     """
     n, ny, nx, n_bands = data.shape
-    values = np.where(usable, data, np.float32(np.inf))
+    values = np.array(data, dtype=np.float32)
+    np.copyto(values, np.inf, where=~usable)
     values = np.moveaxis(values, -1, 1).reshape(n * n_bands, ny * nx)
-    values = np.sort(values, axis=1)
+    values.sort(axis=1)
     last = np.moveaxis(usable, -1, 1).reshape(len(values), -1).view(np.uint8)
     # several times faster than the sum of a bool array
     last = last.sum(axis=1, dtype=np.uint32).astype(np.intp)
@@ -50,13 +51,12 @@ def measure_sky(data, usable):
         first, last = np.maximum(first, low), np.minimum(last, high)
         if np.array_equal(before, (first, last)):
             break
+    # sums of differences from a typical value lose no digits in float32
+    typical = _quantile(values, first, last, 0.5)
+    values -= typical.astype(np.float32)[:, np.newaxis]
+    level, rms = _level_and_scatter(values, first, last)
+    level += typical.astype(np.float32)
     count = last - first
-    quarter = count // 4
-    # the mean of the middle half: as robust as the median to what clipping
-    # leaves, but it does not stick to the steps of quantised pixels
-    level = _range_mean(values, first + quarter, last - quarter)
-    values -= level.astype(np.float32)[:, np.newaxis]
-    rms = np.sqrt(_range_mean(np.square(values, out=values), first, last))
     rms /= _CLIPPED_SCATTER
     sky = {
         "level": np.where(enough, level, np.nan),
@@ -117,14 +117,23 @@ def _median(values, known):
     return np.ma.filled(np.ma.median(values, axis=0).astype(float), np.nan)
 
 
-def _range_mean(values, first, last):
-    """Mean of the elements first ... last-1 of rows, in float64; 0 of none."""
-    starts = np.arange(len(values)) * values.shape[1]
-    # reduceat needs an element per range, and one beyond the last range
-    flat = np.append(values.ravel(), np.float32(0))
-    bounds = np.stack([starts + first, starts + last], axis=1).ravel()
-    sums = np.add.reduceat(flat, bounds, dtype=float)[::2]
-    return np.where(last > first, sums, 0) / np.maximum(last - first, 1)
+def _level_and_scatter(values, first, last):
+    """
+    The mean of the middle half of the elements first ... last-1, and their scatter.
+
+    This mean is as robust as the median to what clipping leaves, but it does not
+    stick to the steps of quantised pixels. The scatter is about it. 0 without elements.
+    """
+    level, scatter = np.zeros((2, len(values)))
+    for row, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        if high > low:
+            kept = values[row, low:high]
+            quarter = len(kept) // 4
+            middle = kept[quarter : len(kept) - quarter]
+            level[row] = middle.sum() / len(middle)
+            kept -= np.float32(level[row])
+            scatter[row] = np.sqrt(np.dot(kept, kept) / len(kept))
+    return level, scatter
 
 
 def _quantile(values, first, last, q):

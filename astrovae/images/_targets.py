@@ -5,15 +5,14 @@ import numpy as np
 
 from astrovae.flags import Flag
 
-__all__ = ["measure_targets", "psf_sigmas"]
+__all__ = ["MIN_SNR", "excess_variance", "measure_targets", "psf_sigmas"]
 
 # a target with less S/N than this hardly stands out of the noise
-_MIN_SNR = 5.0
+MIN_SNR = 5.0
 # its centroid is no farther than this from the centre, in pixels
 _MAX_DISTANCE = 3.0
-# it is larger than the blur if its variance exceeds that by this share of it, and
-# by so many times the uncertainty of the excess
-_MIN_EXCESS, _EXCESS_SIGMA = 0.25, 3.0
+# the blur is compared with it out to so many sigmas, if so much of it is seen
+_PSF_REACH, _PSF_SHARE = 4.0, 0.5
 
 
 def psf_sigmas(psf):
@@ -38,22 +37,24 @@ def psf_sigmas(psf):
     return np.where((peak > 0)[:, 0, 0], sigma, np.nan)
 
 
-def measure_targets(data, bad, segmentation, labels, rms, sigma, centers):
+def measure_targets(data, level, bad, segmentation, labels, rms, centers):
     """
-    Measure S/N, centre, size and neighbours inside the isophotes.
+    Measure S/N, centre and neighbours inside the isophotes.
+
+    Only pixels with sources are looked at: most pixels have none.
 
     Parameters
     ----------
     data : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
-        Without sky.
+        The images.
+    level : `~numpy.ndarray`, shape (n, n_bands)
+        Their sky.
     bad : `~numpy.ndarray` of bool, shape (n, ny, nx, n_bands)
         Pixels that were bad before neighbours were masked.
     segmentation, labels
         Of the sources and of the targets.
     rms : `~numpy.ndarray`, shape (n, n_bands)
         Scatter of the sky, NaN where unknown.
-    sigma : `~numpy.ndarray`, shape (n,), or None
-        Of the blur, in pixels.
     centers : `~numpy.ndarray`, shape (n, 2)
         Where targets should be, x and y in pixels of the cutout.
 
@@ -63,73 +64,127 @@ def measure_targets(data, bad, segmentation, labels, rms, sigma, centers):
         ``snr``, ``center_distance`` and ``neighbor_fraction``; NaN where there
         is no target.
     flags : `~numpy.ndarray` of int, shape (n,)
+    centroids : `~numpy.ndarray`, shape (n, 2)
+        x and y in pixels of the cutout; NaN where there is no target.
     """
+    n, ny, nx, n_bands = data.shape
     known = np.isfinite(rms) & (rms > 0)
     weight = np.divide(1, rms**2, out=np.zeros_like(rms), where=known)
     # the best sum of bands for a source that is equally bright in all, in units
     # of its own noise
     norm = np.sqrt(weight.sum(axis=1))
-    norm = np.where(norm > 0, norm, np.inf)[:, np.newaxis, np.newaxis]
-    planes = np.where(bad, 0, data) * weight[:, np.newaxis, np.newaxis]
-    light = planes.sum(axis=-1) / norm
-    target = (segmentation == labels[:, np.newaxis, np.newaxis]) & (segmentation > 0)
-    others = (segmentation > 0) & ~target
-    flux = np.where(target, light, 0).sum(axis=(1, 2))
-    area = target.sum(axis=(1, 2))
-    found = (area > 0) & (weight.sum(axis=1) > 0)
+    usable = norm > 0
+    weight = (weight / np.where(usable, norm, 1)[:, np.newaxis]).astype(np.float32)
+    pixels = np.flatnonzero(segmentation > 0)
+    counts = (segmentation > 0).reshape(n, ny * nx).sum(axis=1)
+    rows = np.repeat(np.arange(n), counts)
+    light = data.reshape(-1, n_bands)[pixels] - level.astype(np.float32)[rows]
+    light[bad.reshape(-1, n_bands)[pixels]] = 0
+    light = (light * weight[rows]).sum(axis=1)
+    own = segmentation.ravel()[pixels] == labels[rows]
+    around = np.bincount(rows[~own], light[~own], n)
+    rows, light, pixels = rows[own], light[own], pixels[own] % (ny * nx)
+    area, flux = np.bincount(rows, minlength=n), np.bincount(rows, light, n)
+    found = (area > 0) & usable
+    positive = np.maximum(light, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        snr = flux / np.sqrt(area)
-        fraction = np.where(others, light, 0).sum(axis=(1, 2)) / flux
-        moments = _moments(light, target)
-    offset = moments[:, :2] - centers
-    distance = np.hypot(*offset.T)
+        snr, fraction = flux / np.sqrt(area), around / flux
+        total = np.bincount(rows, positive, n)
+        x, y = (
+            np.bincount(rows, positive * place, n) / total
+            for place in (pixels % nx, pixels // nx)
+        )
+    centroids = np.stack([x, y], axis=1)
+    distance = np.hypot(*(centroids - centers).T)
     columns = {
         "snr": np.where(found, snr, np.nan),
         "center_distance": np.where(found, distance, np.nan),
         "neighbor_fraction": np.where(found & (flux > 0), fraction, np.nan),
     }
     with np.errstate(invalid="ignore"):
-        flags = np.where(found & ~(snr >= _MIN_SNR), Flag.LOW_SNR, 0)
+        flags = np.where(found & ~(snr >= MIN_SNR), Flag.LOW_SNR, 0)
         flags |= np.where(found & (distance > _MAX_DISTANCE), Flag.OFF_CENTER, 0)
         flags |= np.where(found & (fraction > 1), Flag.CROWDED, 0)
-        if sigma is not None:
-            small = _is_small(moments[:, 2], light, target, sigma)
-            clear = found & (snr >= _MIN_SNR)
-            flags |= np.where(clear & small, Flag.NOT_LARGER_THAN_PSF, 0)
-    return columns, flags.astype(np.int32)
+    return columns, flags.astype(np.int32), centroids
 
 
-def _moments(light, target):
-    """Centre x, y and mean variance of the light inside isophotes."""
-    weight = np.where(target, np.maximum(light, 0), 0).astype(float)
-    total = weight.sum(axis=(1, 2))
-    y, x = np.arange(light.shape[1]), np.arange(light.shape[2])
-    along_x, along_y = weight.sum(axis=1), weight.sum(axis=2)
-    x_mean, y_mean = along_x @ x / total, along_y @ y / total
-    variance = along_x @ x**2 / total - x_mean**2
-    variance += along_y @ y**2 / total - y_mean**2
-    return np.stack([x_mean, y_mean, variance / 2], axis=1)
-
-
-def _is_small(variance, light, target, sigma):
+def excess_variance(data, bad, psf, rms, centroids):
     """
-    Whether a source is no larger than a Gaussian blur.
+    By how much sources are wider than the PSF: the variance of what blurs it.
 
-    Inside the isophote at exp(-k) of its peak, a Gaussian has
-    1 - k exp(-k) / (1 - exp(-k)) of its variance.
+    A little blur of variance s changes the PSF by s/2 times its Laplacian, and a
+    little shift by its gradient. These three and the PSF itself are fitted by least
+    squares to the valid pixels around the centroid, in each band. A star
+    gives 0 within its uncertainty however bright it is, and however
+    much of it is masked.
+
+    Parameters
+    ----------
+    data : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
+        Without sky.
+    bad : `~numpy.ndarray` of bool, shape (n, ny, nx, n_bands)
+        Pixels that do not count.
+    psf : `~numpy.ndarray`, shape (n or 1, ky, kx, n_bands)
+    rms : `~numpy.ndarray`, shape (n, n_bands)
+        Noise of a pixel.
+    centroids : `~numpy.ndarray`, shape (n, 2)
+        x and y in pixels, NaN where there is no source.
+
+    Returns
+    -------
+    excess, excess_err : `~numpy.ndarray`, shape (n,)
+        The mean of bands in units of the variance of the PSF, weighted, and its
+        uncertainty; NaN where too little is seen.
     """
-    peak = np.where(target, light, -np.inf).max(axis=(1, 2))
-    edge = np.where(target, light, np.inf)
-    # noise makes the faintest pixel too faint: a low quantile is the isophote
-    edge = np.sort(edge.reshape(len(light), -1), axis=1)
-    area = target.sum(axis=(1, 2))
-    edge = edge[np.arange(len(light)), area // 10]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        k = np.log(peak / np.maximum(edge, 0.1))
-        k = np.maximum(k, 0.1)
-        variance = variance / (1 - k / np.expm1(k))
-        total = np.where(target, light, 0).sum(axis=(1, 2))
-        # of a Gaussian measured against white noise
-        error = 2 * sigma**2 * np.sqrt(area) / total
-        excess = variance - sigma**2
-    return (excess < _MIN_EXCESS * sigma**2) | (excess < _EXCESS_SIGMA * error)
+    n, *shape, n_bands = data.shape
+    sigmas = psf_sigmas(psf)
+    reach = int(np.ceil(_PSF_REACH * np.nanmax(sigmas, initial=1.0)))
+    reach = min(reach, (min(psf.shape[1:3]) - 1) // 2)
+    steps = np.arange(-reach, reach + 1)
+    index, valid = [np.arange(n)[:, np.newaxis, np.newaxis]], True
+    for axis, size in enumerate(shape):
+        at = np.nan_to_num(centroids[:, 1 - axis], nan=-2 * size)
+        at = np.rint(at).astype(int)[:, np.newaxis] + steps
+        at = np.expand_dims(at, 2 - axis)
+        valid = valid & (at >= 0) & (at < size)
+        index.append(np.clip(at, 0, size - 1))
+    index = tuple(index)
+    light = data[index].reshape(n, -1, n_bands)
+    valid = (valid[..., np.newaxis] & ~bad[index]).reshape(light.shape)
+    middle = [
+        slice(size // 2 - reach, size // 2 + reach + 1) for size in psf.shape[1:3]
+    ]
+    total, weight = np.zeros((2, n))
+    for band in range(n_bands):
+        basis = _psf_basis(psf[..., band])[:, :, middle[0], middle[1]]
+        basis = basis.reshape(*basis.shape[:2], -1)
+        seen = np.where(valid[..., band], basis[:, 0] ** 2, 0).sum(axis=1)
+        seen /= (basis[:, 0] ** 2).sum(axis=1)
+        some = (seen > _PSF_SHARE) & (rms[:, band] > 0)
+        masked = basis * valid[:, np.newaxis, :, band]
+        normal = masked @ basis.transpose(0, 2, 1)
+        normal[~some] = np.eye(4)
+        covariance = np.linalg.inv(normal)
+        image = np.where(valid[..., band], light[..., band], 0)[..., np.newaxis]
+        flux, x, y, wider = (covariance @ (masked @ image))[..., 0].T
+        some &= flux > MIN_SNR * rms[:, band] * np.sqrt(covariance[:, 0, 0])
+        flux, scale = np.where(some, flux, 1), sigmas[:, band] ** 2
+        excess = (wider / flux - ((x / flux) ** 2 + (y / flux) ** 2) / 2) / scale
+        error = rms[:, band] * np.sqrt(covariance[:, 3, 3]) / flux / scale
+        one = np.where(some & (error > 0), error, np.inf) ** -2
+        total, weight = total + np.where(some, excess, 0) * one, weight + one
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total / weight, np.where(weight > 0, weight**-0.5, np.nan)
+
+
+def _psf_basis(psf):
+    """PSFs, their derivatives, and half their Laplacians; shape (n, 4, ky, kx)."""
+    psf = np.pad(psf.astype(float), ((0, 0), (1, 1), (1, 1)))
+    inner = psf[:, 1:-1, 1:-1]
+    left, right = psf[:, 1:-1, :-2], psf[:, 1:-1, 2:]
+    down, up = psf[:, :-2, 1:-1], psf[:, 2:, 1:-1]
+    laplacian = left + right + down + up - 4 * inner
+    planes = inner, (left - right) / 2, (down - up) / 2, laplacian / 2
+    basis = np.stack(planes, axis=1)
+    total = inner.sum(axis=(1, 2))[:, np.newaxis, np.newaxis, np.newaxis]
+    return basis / np.where(total > 0, total, 1)

@@ -9,9 +9,11 @@ from astrovae._progress import progress_bar
 from astrovae._validation import check_option, check_positive_int
 from astrovae.flags import Flag
 from astrovae.images._artifacts import find_cosmic_rays, find_saturated
+from astrovae.images._checks import CheckedPixels
 from astrovae.images._segment import segment_cutouts
 from astrovae.images._sky import combine_skies, measure_sky
-from astrovae.images._targets import measure_targets, psf_sigmas
+from astrovae.images._targets import MIN_SNR, excess_variance, measure_targets
+from astrovae.images._threads import map_in_threads
 
 __all__ = ["clean_cutouts", "measure_background"]
 
@@ -20,6 +22,9 @@ _CHUNK = 128
 # what can be done with sky and neighbours
 _BACKGROUNDS = ("local", "global", None)
 _NEIGHBORS = ("mask", "fill", "inpaint", None)
+# sources are larger than the PSF if their variance exceeds its by this share of it,
+# and by so many times the uncertainty of the excess
+_MIN_EXCESS, _EXCESS_SIGMA = 0.15, 3.0
 # so many normal deviates serve all cutouts
 _TAPE_LENGTH = 1 << 20
 
@@ -99,7 +104,7 @@ def clean_cutouts(
         and its median uncertainty, per band. Rows without valid pixels are as
         they were.
 
-        If the sky was measured, ``columns`` have ``background``,
+        If the sky is subtracted, ``columns`` have ``background``,
         ``background_err`` and ``background_rms`` of shape (n, n_bands), and of
         each target inside its isophote ``snr``, ``center_distance`` (from the
         position that was cut around to the centroid, in pixels) and
@@ -144,23 +149,29 @@ def clean_cutouts(
     }
     if noise == "estimate" or stack.error is not None:
         out["error"] = np.empty(stack.data.shape, np.float32)
-    skies, columns = [], []
     tape = _make_tape(int(np.prod(stack.image_shape)), parameters["seed"])
     total = 2 * n if background == "global" else n
     with progress_bar("Cleaning", total, show=show_progress) as advance:
         shared = None
         if background == "global":
             shared = _shared_sky(stack, parameters, advance)
-        for start in range(0, n, _CHUNK):
-            rows = slice(start, min(start + _CHUNK, n))
-            chunk = _Chunk(stack, rows, parameters)
+
+        def clean(rows):
+            room = {name: values[rows] for name, values in out.items()}
+            chunk = _Chunk(stack, rows, parameters, room)
             if shared is not None:
                 chunk.shared = {name: sky[rows] for name, sky in shared.items()}
             chunk.clean(tape)
-            for name, values in out.items():
-                values[rows] = getattr(chunk, name)
-            skies.append(chunk.sky)
-            columns.append(chunk.columns)
+            for name, values in room.items():
+                made = getattr(chunk, name)
+                if made is not values:
+                    values[...] = made
+            return chunk.sky, chunk.columns
+
+        skies, columns = [], []
+        for rows, made in _in_chunks(clean, stack):
+            skies.append(made[0])
+            columns.append(made[1])
             advance(rows.stop - rows.start)
     columns = {
         name: np.concatenate([some[name] for some in columns])
@@ -174,7 +185,12 @@ def clean_cutouts(
         }
     step = {"name": "clean_cutouts", "parameters": parameters}
     return stack.replace(
-        steps=(*stack.steps, step), meta=meta, columns=stack.columns | columns, **out
+        data=CheckedPixels(out.pop("data"), out.pop("mask")),
+        mask=None,
+        steps=(*stack.steps, step),
+        meta=meta,
+        columns=stack.columns | columns,
+        **out,
     )
 
 
@@ -241,14 +257,26 @@ def _local_skies(stack, parameters, advance):
         name: np.full((n, n_bands), np.nan) for name in ("level", "level_err", "rms")
     }
     skies["n_pixels"] = np.zeros((n, n_bands), int)
-    for start in range(0, n, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, n))
+
+    def measure(rows):
         chunk = _Chunk(stack, rows, parameters)
         chunk.find_sky()
+        return chunk.sky
+
+    for rows, sky in _in_chunks(measure, stack):
         for name, values in skies.items():
-            values[rows] = chunk.sky[name]
+            values[rows] = sky[name]
         advance(rows.stop - rows.start)
     return skies
+
+
+def _in_chunks(function, stack):
+    """Yield the rows of each chunk, and what the function makes of them, in order."""
+    n = len(stack)
+    pieces = [slice(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
+    # detection changes how warnings are filtered, which threads have in common
+    mapped = map if stack.segmentation is None else map_in_threads
+    yield from zip(pieces, mapped(function, pieces), strict=True)
 
 
 def _shared_sky(stack, parameters, advance):
@@ -299,13 +327,19 @@ def _nanmedian(arrays):
 class _Chunk:
     """Some rows of a stack, in memory, with their sources and sky."""
 
-    def __init__(self, stack, rows, parameters):
+    def __init__(self, stack, rows, parameters, room=None):
         self.parameters = parameters
-        self.data = np.array(stack.data[rows], dtype=np.float32)
-        self.mask = np.array(stack.mask[rows], dtype=bool)
-        self.error = None
-        if stack.error is not None:
-            self.error = np.array(stack.error[rows], dtype=np.float32)
+        for name in ("data", "mask", "error"):
+            plane = getattr(stack, name)
+            if plane is not None and room is not None:
+                # work where the results belong
+                room[name][...] = plane[rows]
+                plane = room[name]
+            elif plane is not None:
+                plane = np.array(
+                    plane[rows], dtype=bool if name == "mask" else np.float32
+                )
+            setattr(self, name, plane)
         self.flags = np.array(stack.flags[rows])
         self.valid = ~self.mask.all(axis=(1, 2, 3))
         self.columns = {}
@@ -354,21 +388,32 @@ class _Chunk:
             self.columns[f"background{name}"] = self.sky[key]
         unknown = np.isnan(self.sky["level"]).any(axis=1) & self.valid
         self.flags |= np.where(unknown, Flag.NO_BACKGROUND, 0).astype(np.int32)
-        sigma = None
-        if self.psf is not None:
-            sigma = np.sqrt(np.mean(psf_sigmas(self.psf) ** 2, axis=1))
-        level = np.nan_to_num(self.sky["level"])[:, np.newaxis, np.newaxis]
-        measured, flags = measure_targets(
-            self.data - level,
+        measured, flags, centroids = measure_targets(
+            self.data,
+            np.nan_to_num(self.sky["level"]),
             self.mask,
             self.segmentation,
             self.labels,
             self.sky["rms"],
-            sigma,
             self.centers,
         )
         self.columns |= measured
         self.flags |= np.where(self.valid, flags, 0).astype(np.int32)
+        if self.psf is not None:
+            self._find_stars(centroids)
+
+    def _find_stars(self, centroids):
+        """Flag what is no wider than the PSF."""
+        level = np.nan_to_num(self.sky["level"]).astype(np.float32)
+        light = self.data - level[:, np.newaxis, np.newaxis]
+        bad = self.mask | self._neighbors()[..., np.newaxis]
+        excess, error = excess_variance(
+            light, bad, self.psf, self.sky["rms"], centroids
+        )
+        with np.errstate(invalid="ignore"):
+            small = excess < np.maximum(_MIN_EXCESS, _EXCESS_SIGMA * error)
+            small &= (self.columns["snr"] >= MIN_SNR) & self.valid
+        self.flags |= np.where(small, Flag.NOT_LARGER_THAN_PSF, 0).astype(np.int32)
 
     def find_sky(self):
         """Measure the sky away from all sources."""
@@ -392,7 +437,8 @@ class _Chunk:
             self.sky = dict.fromkeys(("level", "level_err", "rms"), nothing)
         else:
             self.find_sky()
-            self._measure()
+            if needed[0]:
+                self._measure()
         level, rms = (
             np.nan_to_num(self.sky[name]).astype(np.float32)[:, np.newaxis, np.newaxis]
             for name in ("level", "rms")
@@ -409,12 +455,7 @@ class _Chunk:
             elif options["neighbors"] == "inpaint":
                 _inpaint(self.data, others, self.mask)
             else:
-                noise = np.lib.stride_tricks.sliding_window_view(
-                    tape, self.data[0].size
-                )[offsets]
-                noise = level + rms * noise.reshape(self.data.shape)
-                fill = others[..., np.newaxis] & ~self.mask
-                np.copyto(self.data, noise, where=fill, casting="same_kind")
+                _fill(self.data, others, self.mask, level, rms, tape, offsets)
             touched = others.any(axis=(1, 2)) & self.valid
             self.flags |= np.where(touched, Flag.NEIGHBOR, 0).astype(np.int32)
             lost = (self.labels == 0) & self.valid
@@ -445,6 +486,15 @@ def _centers(stack, rows):
         positions = stack.positions[rows]
         centers = positions - np.ceil(positions - shape / 2)
     return np.where(np.isfinite(centers), centers, (shape - 1) / 2)
+
+
+def _fill(data, others, mask, level, rms, tape, offsets):
+    """Put sky and noise into pixels of other sources, in place."""
+    for row in np.flatnonzero(others.any(axis=(1, 2))):
+        # each cutout reads the tape from its own place
+        noise = tape[offsets[row] :][: data[row].size].reshape(data[row].shape)
+        new = level[row] + rms[row] * noise
+        np.copyto(data[row], new, where=others[row, ..., np.newaxis] & ~mask[row])
 
 
 def _inpaint(data, others, mask):

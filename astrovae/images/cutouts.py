@@ -7,6 +7,7 @@ import numpy as np
 from astrovae._progress import progress_bar
 from astrovae._validation import check_shape
 from astrovae.flags import Flag
+from astrovae.images._checks import CheckedPixels
 from astrovae.images._geometry import Geometry
 from astrovae.images._inputs import (
     Plane,
@@ -102,7 +103,8 @@ def make_cutouts(
     bands : sequence of str, optional
         Names of the bands; for a dict, which of its bands and in which order.
     band_axis : int, optional
-        The axis of bands of 3-D arrays.
+        The axis of bands of 3-D arrays. An image that says it itself, as those of
+        `~astrovae.datasets.make_survey`, says it for its mask and errors as well.
     xy_columns : (str, str), optional
         Names of the columns with pixel positions.
     sky_columns : str or (str, str), optional
@@ -231,10 +233,12 @@ def make_cutouts(
     if segmentation is not None:
         labels = _target_labels(cut["segmentation"], catalog, geometry)
     cut["flags"] = _complete_flags(cut["flags"], known, step)
+    band_axis = first.band_axis if band_axis is None else band_axis
     psf = make_psf(psf, planes, positions, geometry.overlaps, band_axis)
     if psf is not None and step is not None and len(psf) in (1, len(step)):
         psf = resample_psf(psf, step)
     return CutoutStack(
+        CheckedPixels(cut.pop("data"), cut.pop("mask")),
         **cut,
         psf=psf,
         labels=labels,

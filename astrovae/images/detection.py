@@ -14,8 +14,9 @@ from photutils.segmentation import detect_sources as detect_segments
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 
+from astrovae._optional import require
 from astrovae._progress import progress_bar
-from astrovae._validation import check_positive_int
+from astrovae._validation import check_option, check_positive_int
 from astrovae.flags import Flag
 from astrovae.images._inputs import image_planes, is_celestial, other_planes
 
@@ -31,6 +32,8 @@ _MIN_BRIGHT_SOURCES = 5
 _SADDLE_SHARE, _SADDLE_SIGMA = 0.3, 3.0
 # percentile of the minor axes of bright sources that stands for a point source
 _COMPACT_PERCENTILE = 10.0
+# room that sep has beside the pixels of sources, and parts that it splits one into
+_SPARE_PIXELS, _MAX_PARTS = 10_000, 16_384
 # at most this share of a box may be masked if it is to measure the background
 _MAX_MASKED_PERCENT = 50.0
 
@@ -44,6 +47,7 @@ def detect_sources(
     box_size=64,
     deblend=True,
     contrast=0.005,
+    engine="photutils",
     psf_fwhm=None,
     mask=None,
     wcs=None,
@@ -78,6 +82,10 @@ def detect_sources(
         Split sources that touch.
     contrast : float, optional
         The share of a source's flux that a peak needs to be split off.
+    engine : {"photutils", "sep"}, optional
+        What detects and splits sources. ``"sep"``, the core of SExtractor [1]_
+        [2]_, is many times faster on large images, and needs the package ``sep``.
+        All else is the same, but blends can be split in other places.
     psf_fwhm : float, optional
         FWHM of the PSF in pixels. By default it is estimated from the
         minor axes of the most compact bright sources, which is too large
@@ -91,7 +99,7 @@ def detect_sources(
     bands : sequence of str, optional
         Names of the bands.
     band_axis : int, optional
-        The axis of bands of a 3-D image.
+        The axis of bands of a 3-D image, as in `make_cutouts`.
     unit : str or `~astropy.units.Unit`, optional
         Unit of the pixels, if the image does not bring one.
     show_progress : bool, optional
@@ -139,6 +147,11 @@ def detect_sources(
     the PSF. For saturated or stretched images this holds only for sources
     fainter than saturation: a saturated star looks large.
 
+    References
+    ----------
+    .. [1] Bertin, E., & Arnouts, S. 1996, A&AS, 117, 393
+    .. [2] Barbary, K. 2016, JOSS, 1, 58
+
     Examples
     --------
     >>> from astrovae.datasets import make_survey
@@ -155,6 +168,7 @@ def detect_sources(
         "box_size": check_positive_int("box_size", box_size),
         "deblend": bool(deblend),
         "contrast": _check_positive("contrast", contrast, zero=True),
+        "engine": check_option("engine", engine, tuple(_ENGINES)),
     }
     if psf_fwhm is not None:
         psf_fwhm = _check_positive("psf_fwhm", psf_fwhm)
@@ -171,6 +185,7 @@ def detect_sources(
             n_pixels,
             contrast=contrast if deblend else None,
             bad=field.bad,
+            engine=engine,
         )
         advance()
         labels = np.zeros(snr.shape, np.int32) if segments is None else segments.data
@@ -265,7 +280,9 @@ def _map_background(values, bad, box_size):
         raise ValueError(msg) from error
 
 
-def find_segments(snr, n_sigma, n_pixels, *, contrast=None, bad=None):
+def find_segments(
+    snr, n_sigma, n_pixels, *, contrast=None, bad=None, engine="photutils"
+):
     """
     Label connected pixels above a threshold, and split blends.
 
@@ -277,12 +294,21 @@ def find_segments(snr, n_sigma, n_pixels, *, contrast=None, bad=None):
         As in `detect_sources`; a contrast of `None` does not split.
     bad : `~numpy.ndarray` of bool, shape (ny, nx), optional
         Pixels that belong to no source.
+    engine : {"photutils", "sep"}, optional
+        What does it.
 
     Returns
     -------
     segments : `~photutils.segmentation.SegmentationImage` or None
         `None` if there are no sources.
     """
+    segments = _ENGINES[engine](snr, n_sigma, n_pixels, contrast, bad)
+    if segments is not None and contrast is not None:
+        segments = _merge_shallow(snr, segments)
+    return segments
+
+
+def _photutils_segments(snr, n_sigma, n_pixels, contrast, bad):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoDetectionsWarning)
         # photutils tells of sources that it deblends with linear levels
@@ -290,9 +316,41 @@ def find_segments(snr, n_sigma, n_pixels, *, contrast=None, bad=None):
         segments = detect_segments(snr, n_sigma, n_pixels, mask=bad)
         if segments is not None and contrast is not None:
             options = {"contrast": contrast} | _without_progress(deblend_sources)
-            split = deblend_sources(snr, segments, n_pixels, **options)
-            segments = _merge_shallow(snr, split)
+            segments = deblend_sources(snr, segments, n_pixels, **options)
     return segments
+
+
+def _sep_segments(snr, n_sigma, n_pixels, contrast, bad):
+    sep = require("sep", extra="images")
+    snr = np.ascontiguousarray(snr, np.float32)
+    kept = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+    # crowded images need more than the buffers that sep begins with
+    sep.set_extract_pixstack(max(kept[0], int((snr > n_sigma).sum()) + _SPARE_PIXELS))
+    sep.set_sub_object_limit(max(kept[1], _MAX_PARTS))
+    try:
+        _, labels = sep.extract(
+            snr,
+            n_sigma,
+            mask=bad,
+            minarea=n_pixels,
+            filter_kernel=None,
+            # 1 does not split
+            deblend_cont=1.0 if contrast is None else contrast,
+            clean=False,
+            segmentation_map=True,
+        )
+    finally:
+        sep.set_extract_pixstack(kept[0])
+        sep.set_sub_object_limit(kept[1])
+    if not labels.any():
+        return None
+    segments = SegmentationImage(labels)
+    segments.relabel_consecutive()
+    return segments
+
+
+# what detects and splits sources
+_ENGINES = {"photutils": _photutils_segments, "sep": _sep_segments}
 
 
 def _merge_shallow(snr, segments):

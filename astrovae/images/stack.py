@@ -11,9 +11,11 @@ import h5py
 import numpy as np
 
 from astrovae._files import atomic_file
+from astrovae._sources import makes_stacks
 from astrovae._validation import check_preprocessing, clean_batch
 from astrovae.flags import Flag
 from astrovae.images._checks import (
+    CheckedPixels,
     as_column,
     as_plane,
     check_bands,
@@ -39,6 +41,7 @@ _COLUMNS = ("ids", "positions", "pose", "flags")
 _FORMAT_VERSION = 1
 
 
+@makes_stacks
 class CutoutStack:
     """
     Cutouts of many galaxies, of one shape, with errors, masks and PSFs.
@@ -128,12 +131,16 @@ class CutoutStack:
         if unit is None and isinstance(data, u.Quantity):
             unit = data.unit
         data, error = in_unit(data, unit), in_unit(error, unit)
-        self.data = float_plane("data", data)
+        if isinstance(data, CheckedPixels):
+            self.data, self.mask = data
+        else:
+            self.data = float_plane("data", data)
+            self.mask = np.isfinite(self.data)
+            np.logical_not(self.mask, out=self.mask)  # no second plane in memory
         shape = self.data.shape
-        self.mask = np.isfinite(self.data)
-        np.logical_not(self.mask, out=self.mask)  # no second plane in memory
         flags = as_column("flags", flags, shape[0], np.int32, 0)
-        flags |= where_any(self.mask, Flag.NON_FINITE)
+        if not isinstance(data, CheckedPixels):
+            flags |= where_any(self.mask, Flag.NON_FINITE)
         if mask is not None:
             self.mask |= as_plane("mask", mask, shape).astype(bool, copy=False)
         self.error = None
@@ -234,6 +241,7 @@ class CutoutStack:
         """
         from astrovae.images.cleaning import clean_cutouts
         from astrovae.images.pose import align, measure_pose
+        from astrovae.images.preparation import preprocess_cutouts
 
         if preprocessing is None:
             return self
@@ -241,8 +249,13 @@ class CutoutStack:
         done = list(self.steps)
         # steps that are still to be done are no difference
         ahead = wanted if wanted[: len(done)] == done else done
-        check_preprocessing(preprocessing, self.preprocessing | {"steps": ahead})
-        functions = {f.__name__: f for f in (clean_cutouts, measure_pose, align)}
+        found = self.preprocessing | {"steps": ahead}
+        if any(step["name"] == "preprocess_cutouts" for step in wanted[len(done) :]):
+            # it makes other pixels: they are compared afterwards
+            found |= {name: preprocessing[name] for name in found if name != "steps"}
+        check_preprocessing(preprocessing, found)
+        known = (clean_cutouts, measure_pose, align, preprocess_cutouts)
+        functions = {f.__name__: f for f in known}
         stack = self
         for step in wanted[len(done) :]:
             stack = functions[step["name"]](stack, **step["parameters"])
@@ -431,7 +444,15 @@ class CutoutStack:
 
     @classmethod
     def from_images(
-        cls, path, *, shape=None, ids=None, bands=None, show_progress=False, **options
+        cls,
+        path,
+        *,
+        shape=None,
+        ids=None,
+        bands=None,
+        preprocess=None,
+        show_progress=False,
+        **options,
     ):
         """
         Read one image file per galaxy, from a folder or a zip archive.
@@ -449,6 +470,8 @@ class CutoutStack:
             Which images, in which order; by default all.
         bands : sequence of str, optional
             Names of the bands.
+        preprocess : {"astrovader"}, optional
+            Prepare each picture when it is read, as `preprocess_cutouts` does.
         show_progress : bool, optional
             Whether to show a progress bar.
         **options
@@ -478,6 +501,7 @@ class CutoutStack:
             shape=shape,
             ids=ids,
             bands=bands,
+            preprocess=preprocess,
             options=options,
             show_progress=show_progress,
         )

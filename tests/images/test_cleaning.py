@@ -450,21 +450,6 @@ class TestFlaws:
         assert_array_equal((flags & Flag.LOW_SNR) > 0, [1, 0, 0])
         assert_array_equal((flags & Flag.OFF_CENTER)[1:] > 0, [0, 1])
 
-    def test_stars(self):
-        """Point sources are no larger than the PSF, most galaxies are."""
-        truth, image = make_survey(
-            60, n_stars=60, companions=0, shape=(900, 900), snr=(60, 400), seed=5
-        )
-        stack = make_cutouts(image, truth, 48)
-        clean = clean_cutouts(stack)
-        small = (clean.flags & Flag.NOT_LARGER_THAN_PSF) > 0
-        good = (clean.flags & (Flag.NEIGHBOR | Flag.PARTIAL | Flag.NO_SOURCE)) == 0
-        star = np.asarray(truth["kind"]) == "star"
-        assert small[good & star].mean() > 0.9
-        assert small[good & ~star].mean() < 0.2
-        bare = clean_cutouts(stack.replace(psf=None))
-        assert not (bare.flags & Flag.NOT_LARGER_THAN_PSF).any()
-
     def test_no_background(self, rng):
         data = rng.normal(size=(2, 20, 20))
         full = np.ones(data.shape, int)
