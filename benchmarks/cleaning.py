@@ -11,17 +11,32 @@ folder that ``ASTROVAE_DATA`` names::
 What counts as a companion differs: pixels of the masks that came with the SDSS
 images, other peaks of the footprints of Hyper Suprime-Cam, and else what was
 detected besides the target.
+
+Then cleaning from a mosaic is timed beside photutils: one simulated image, the same
+threshold, kernel, boxes and contrast. photutils measures the background, convolves,
+detects and deblends; astrovae does that, merges what no valley divides, measures the
+sources, cuts a stamp for each and cleans it. They take turns, and medians count.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import time
 from pathlib import Path
 
 import numpy as np
+from _timing import interleaved
+from astropy.convolution import convolve_fft
 from astropy.table import Table
+from photutils.background import Background2D
+from photutils.segmentation import (
+    deblend_sources,
+    make_2dgaussian_kernel,
+)
+from photutils.segmentation import detect_sources as detect_segments
 
+from astrovae.datasets import make_survey
 from astrovae.flags import Flag
 from astrovae.images import (
     CutoutStack,
@@ -145,6 +160,44 @@ def measure(name, stack, options, companions):
     return clean, {f"{name}: {key}": float(value) for key, value in results.items()}
 
 
+def time_mosaic(side, repeats):
+    """Time cleaning from a mosaic beside the detection and deblending of photutils."""
+    n = side**2 // 8000
+    _, image = make_survey(n, n_stars=n // 4, shape=(side, side), background=50, seed=1)
+    pixels = image.data[..., 0]
+    kernel = make_2dgaussian_kernel(3.0, size=9)
+    n_segments = {}
+
+    def photutils():
+        maps = Background2D(pixels, 64, filter_size=3)
+        smooth = convolve_fft(pixels - maps.background, kernel)
+        limit = 2.0 / np.sqrt(4 * np.pi * (3.0 / 2.3548) ** 2) * maps.background_rms
+        segments = detect_segments(smooth, limit, 10)
+        segments = deblend_sources(
+            smooth, segments, 10, contrast=0.005, progress_bar=False
+        )
+        n_segments["photutils alone"] = segments.n_labels
+
+    def astrovae(engine="photutils"):
+        table, segments = detect_sources(
+            image, n_sigma=2.0, kernel_fwhm=3.0, engine=engine
+        )
+        clean_cutouts(make_cutouts(image, table, 64, segmentation=segments))
+        n_segments[f"astrovae with {engine}"] = len(table)
+
+    functions = {"photutils": photutils, "astrovae": astrovae}
+    if importlib.util.find_spec("sep"):
+        functions["astrovae with sep"] = lambda: astrovae("sep")
+    times = interleaved(functions, repeats=repeats)
+    results = {f"mosaic: {name} [s]": np.median(t) for name, t in times.items()}
+    for name in list(times)[1:]:
+        ratio = np.median(times[name] / times["photutils"])
+        results[f"mosaic: {name} over photutils' time"] = ratio
+    for name, count in n_segments.items():
+        results[f"mosaic: sources, {name}"] = count
+    return {name: float(value) for name, value in results.items()}
+
+
 def montage(path, name, stack, options, clean):
     """Draw cutouts before, the mask, and after."""
     import matplotlib as mpl
@@ -201,12 +254,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--folder", type=Path, help="where montages are saved")
+    parser.add_argument("--side", type=int, default=1500, help="of the mosaic")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     options = parser.parse_args()
-    if "ASTROVAE_DATA" not in os.environ:
+    if options.sets and "ASTROVAE_DATA" not in os.environ:
         parser.error("set ASTROVAE_DATA to the folder of the real data")
-    folder = Path(os.environ["ASTROVAE_DATA"])
-    results = {}
+    folder = Path(os.environ.get("ASTROVAE_DATA", "."))
+    results = time_mosaic(options.side, options.repeats)
+    for key, value in results.items():
+        print(f"{key:<64}{value:>10,.3f}", flush=True)
     for name in options.sets:
         stack, parameters, companions = SETS[name](folder)
         clean, numbers = measure(name, stack, parameters, companions)

@@ -10,6 +10,7 @@ from astrovae.images.cleaning import clean_cutouts, measure_background
 from astrovae.images.cutouts import make_cutouts
 from astrovae.images.detection import detect_sources
 from astrovae.images.pose import align, measure_pose, unalign
+from astrovae.images.preparation import preprocess_cutouts, restore_cutouts
 from astrovae.images.readers import read_image
 from astrovae.images.selection import Cut, Selection
 from astrovae.images.stack import CutoutStack
@@ -24,9 +25,11 @@ __all__ = [
     "make_cutouts",
     "measure_background",
     "measure_pose",
+    "preprocess_cutouts",
     "read_galsim_catalog",
     "read_hsc_blends",
     "read_image",
     "read_multimodal_universe",
+    "restore_cutouts",
     "unalign",
 ]

@@ -14,6 +14,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astrovae._progress import progress_bar
 from astrovae._validation import check_shape
 from astrovae.flags import Flag
+from astrovae.images.preparation import PictureColumns
 from astrovae.images.readers import read_image
 
 __all__ = ["center_on", "read_pictures", "warn_unreadable"]
@@ -35,8 +36,14 @@ class _PictureError(Exception):
     """What is wrong with a file."""
 
 
-def read_pictures(make, path, *, shape, ids, bands, options, show_progress):
+def read_pictures(make, path, *, shape, ids, bands, preprocess, options, show_progress):
     """Read one file per galaxy; see `CutoutStack.from_images`."""
+    prepared = None
+    if preprocess is not None:
+        if shape is not None or bands is not None:
+            msg = f"preprocess={preprocess!r} settles shape and bands: leave them out."
+            raise ValueError(msg)
+        prepared = PictureColumns(preprocess)
     if shape is not None:
         shape = check_shape("shape", shape)
     with _source(path) as (names, read):
@@ -66,6 +73,8 @@ def read_pictures(make, path, *, shape, ids, bands, options, show_progress):
                         reasons[row] = "there is no such file"
                         continue
                     image = _decode(stems[stem], read(stems[stem]))
+                    if prepared is not None:
+                        image = prepared.prepare(row, image)
                 except (_PictureError, OSError, ValueError) as error:
                     reasons[row] = str(error) or type(error).__name__
                     continue
@@ -84,6 +93,8 @@ def read_pictures(make, path, *, shape, ids, bands, options, show_progress):
     warn_unreadable(path, wanted, reasons)
     if bands is None:
         bands = _COLORS.get(data.shape[3])
+    if prepared is not None:
+        options = options | prepared.options(len(wanted), options)
     return make(data, mask=mask, flags=flags, ids=ids, bands=bands, **options)
 
 

@@ -13,11 +13,24 @@ __all__ = ["segment_cutouts"]
 _TARGET_RADIUS = 3
 # smoothing and deblending of cutouts that come without a segmentation
 _KERNEL_SIGMA, _CONTRAST, _MIN_PIXELS = 0.85, 0.005, 8
+# noise that is correlated between pixels is so much larger after smoothing than white
+# noise of the same errors, at most
+_CORRELATION = 1.5
 
 
-def segment_cutouts(data, mask, n_sigma):
+def segment_cutouts(data, mask, n_sigma, error=None):
     """
     Segment each cutout: one montage, so that photutils is called once.
+
+    Parameters
+    ----------
+    data, mask : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
+        Pixels, and which are bad.
+    n_sigma : float
+        Threshold.
+    error : `~numpy.ndarray`, shape (n, ny, nx, n_bands), optional
+        1-sigma uncertainties. Where sources leave no sky, the scatter of pixels is
+        not the noise: it is bounded by what errors say.
 
     Returns
     -------
@@ -28,7 +41,7 @@ def segment_cutouts(data, mask, n_sigma):
         0 if there is none.
     """
     n, ny, nx, _ = data.shape
-    snr = _smoothed_snr(data, mask)
+    snr = _smoothed_snr(data, mask, error)
     # rows of zeros keep the sources of different cutouts apart
     montage = np.pad(snr, ((0, 0), (0, 1), (0, 0))).reshape(n * (ny + 1), nx)
     segments = find_segments(montage, n_sigma, _MIN_PIXELS, contrast=_CONTRAST)
@@ -46,11 +59,16 @@ def segment_cutouts(data, mask, n_sigma):
     return segmentation, _central_labels(segmentation)
 
 
-def _smoothed_snr(data, mask):
+def _smoothed_snr(data, mask, error):
     """The weighted sum of bands, smoothed, over its noise, per cutout."""
     sky = measure_sky(data, ~mask)
     level = np.nan_to_num(sky["level"])[:, np.newaxis, np.newaxis]
-    rms = sky["rms"][:, np.newaxis, np.newaxis]
+    rms, limit = sky["rms"], np.inf
+    if error is not None:
+        known = np.ma.array(error, mask=mask).reshape(len(data), -1, data.shape[-1])
+        rms = np.fmin(rms, np.ma.median(known, axis=1).filled(np.inf))
+        limit = _CORRELATION / (2 * np.sqrt(np.pi) * _KERNEL_SIGMA)
+    rms = rms[:, np.newaxis, np.newaxis]
     weight = np.where(mask, 0, inverse_variance(rms, rms > 0))
     total = (weight * np.where(mask, 0, data - level)).sum(axis=-1)
     total /= np.sqrt(np.maximum(weight.sum(axis=-1), np.finfo(float).tiny))
@@ -61,6 +79,7 @@ def _smoothed_snr(data, mask):
     level, rms = (
         np.nan_to_num(sky[name])[:, :, np.newaxis] for name in ("level", "rms")
     )
+    rms = np.minimum(rms, limit)
     snr = (total[..., 0] - level) / np.where(rms > 0, rms, np.inf)
     return np.where(blank, 0, snr)
 

@@ -355,7 +355,7 @@ class _Chunk:
             self._hide(self._cosmic_rays(), Flag.COSMIC_RAY)
         if stack.segmentation is None:
             self.segmentation, self.labels = segment_cutouts(
-                self.data, self.mask, parameters["n_sigma"]
+                self.data, self.mask, parameters["n_sigma"], self.error
             )
         else:
             self.segmentation = np.asarray(stack.segmentation[rows])

@@ -1,6 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Images from files, read where they are used."""
 
+import bz2
+import gzip
+import lzma
+import math
 import warnings
 from pathlib import Path
 
@@ -19,6 +23,9 @@ __all__ = ["read_image"]
 _MAX_EXPANSION, _MAX_EXPANDED_BYTES = 200, 4 << 30
 _SCALED = {"BSCALE", "BZERO", "BLANK"}
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x1f\x9d")
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+# FITS files are made of blocks of so many bytes; no header is longer than this
+_BLOCK, _MAX_HEADER_BYTES = 2880, 1 << 24
 
 
 def read_image(path, *, hdu=None):
@@ -83,6 +90,7 @@ def _read(path, hdu):
         warnings.simplefilter("ignore", AstropyUserWarning)
         warnings.simplefilter("ignore", FITSFixedWarning)
         # sections of scaled images cannot be read from a mapped file
+        _check_headers(path)
         with fits.open(path, memmap=False) as hdus:
             found = _find_image(hdus, hdu)
             _check_size(path, found)
@@ -142,6 +150,46 @@ def _is_packed(path):
     """Whether a file is compressed as a whole."""
     with path.open("rb") as file:
         return file.read(6).startswith(_COMPRESSED)
+
+
+def _check_headers(path):
+    """
+    Refuse files with a header that does not end.
+
+    Astropy looks for the end in the whole file, in memory: gigabytes, if what comes
+    after the last image is a bomb of zeros.
+    """
+    with path.open("rb") as file:
+        magic = file.read(6)
+    limit = max(_MAX_EXPANDED_BYTES, _MAX_EXPANSION * path.stat().st_size)
+    openers = [one for key, one in _OPENERS.items() if magic.startswith(key)]
+    with (openers[0] if openers else open)(path, "rb") as file:
+        while header := _read_header(file):
+            try:
+                header = fits.Header.fromstring(header)
+                sizes = [header[f"NAXIS{i + 1}"] for i in range(header["NAXIS"])]
+                count = math.prod(sizes) if sizes else 0
+                count = header.get("GCOUNT", 1) * (header.get("PCOUNT", 0) + count)
+                size = count * abs(header["BITPIX"]) // 8
+                if size > limit:
+                    return  # and is not believed, later on
+                file.seek(-(-size // _BLOCK) * _BLOCK, 1)
+            except Exception:  # astropy says what is wrong with it
+                return
+
+
+def _read_header(file):
+    """The next header; empty at the end of the file."""
+    blocks = []
+    while block := file.read(_BLOCK):
+        blocks.append(block)
+        cards = (block[start : start + 80] for start in range(0, _BLOCK, 80))
+        if any(card.rstrip() == b"END" for card in cards):
+            return b"".join(blocks)
+        if len(blocks) * _BLOCK > _MAX_HEADER_BYTES:
+            msg = f"it has a header of more than {_MAX_HEADER_BYTES:,} bytes"
+            raise _ImageError(msg)
+    return b""
 
 
 def _tiles_end(path, hdu):

@@ -2,6 +2,7 @@
 """Tests of read_image."""
 
 import gzip
+import tracemalloc
 
 import astropy.units as u
 import numpy as np
@@ -167,6 +168,25 @@ class TestReadImage:
         assert path.stat().st_size < 100_000
         with pytest.raises(ValueError, match="claims 10,000,"):
             read_image(path)
+
+    @pytest.mark.parametrize("packed", [True, False])
+    def test_endless_header(self, tmp_path, packed):
+        """What comes after the image is not searched to its end."""
+        path = tmp_path / "image.fits"
+        fits.PrimaryHDU(np.ones((20, 30), "f4")).writeto(path)
+        content = path.read_bytes()
+        # padding is common
+        (tmp_path / "padded.fits").write_bytes(content + bytes(5 * 2880))
+        assert read_image(tmp_path / "padded.fits").data.shape == (20, 30)
+        with (gzip.open if packed else open)(path, "wb") as file:
+            file.write(content)
+            for _ in range(100):
+                file.write(bytes(1 << 20))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="a header of more than 16,777,216 bytes"):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+        tracemalloc.stop()
 
     def test_tiles_are_read_where_they_are_cut(self, tmp_path, rng, monkeypatch):
         """Compressed and scaled images give the same cutouts as a whole or in part."""

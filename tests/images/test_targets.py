@@ -121,3 +121,43 @@ def test_stars_of_two_bands(rng):
     stack = CutoutStack(data, psf=psf, segmentation=segmentation)
     small = (clean_cutouts(stack).flags & Flag.NOT_LARGER_THAN_PSF) > 0
     assert_array_equal(small, np.arange(12) < 6)
+
+
+def test_no_sky(rng):
+    """Where sources leave no sky, errors tell what the noise is."""
+    y, x = np.indices((48, 48))
+    radius = np.hypot(x - 24, y - 24)
+    light = 60 * np.exp(-(radius**2) / (2 * 5.0**2))
+    spots = [(24 + 13 * np.cos(a), 24 + 13 * np.sin(a)) for a in (0, 2, 4)]
+    light += sum(
+        30 * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / 8) for at in spots
+    )
+    data = light + rng.normal(size=light.shape)
+    # as the footprint of a blend: nothing else is known
+    mask = light < 1
+    stack = CutoutStack(
+        data[np.newaxis], mask=mask[np.newaxis], error=np.ones((1, 48, 48))
+    )
+    place = tuple(np.rint(spots).astype(int).T[::-1])
+    blind = clean_cutouts(stack.replace(error=None))
+    clean = clean_cutouts(stack)
+    assert clean.mask[0, *place, 0].all()
+    assert not blind.mask[0, *place, 0].all()
+    target = clean.segmentation[0] == clean.labels[0]
+    assert not clean.mask[0, target & ~mask].any()
+    assert target[24, 24]
+
+
+def test_no_columns_without_background(rng):
+    """If the sky is not subtracted, nothing is measured, however neighbours go."""
+    data = rng.normal(loc=5, size=(3, 20, 20))
+    labels = np.zeros(data.shape, int)
+    labels[:, 8:12, 8:12], labels[:, 2:6, 2:6] = 1, 2
+    data[labels == 2] += 100
+    stack = CutoutStack(data, segmentation=labels)
+    for neighbors in ("mask", "fill"):
+        clean = clean_cutouts(stack, background=None, neighbors=neighbors)
+        assert not clean.columns
+    assert np.abs(clean.data[labels == 2] - 5).max() < 5
+    assert_array_equal(clean.data[labels == 1], stack.data[labels == 1])
+    assert {"snr", "background"} <= clean_cutouts(stack).columns.keys()

@@ -61,17 +61,17 @@ def window(slices, origin):
 
 
 @pytest.fixture(
-    scope="module", params=[250, pytest.param(1000, marks=pytest.mark.slow)]
+    scope="module",
+    params=[(250, 0.1), pytest.param((1000, 0.2), marks=pytest.mark.slow)],
 )
 def survey(request):
     """Return a simulated survey, cut and cleaned as a user would."""
-    n = request.param
+    n, companions = request.param
     side = int(110 * np.sqrt(n))
     truth, image = make_survey(
         n,
         n_stars=n // 7,
-        # of the closest pairs most of the light cannot be told apart
-        companions=0.1,
+        companions=companions,
         shape=(side, side),
         background=SKY,
         gain=5.0,
