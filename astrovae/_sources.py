@@ -7,12 +7,15 @@ of arrays: a `~astrovae.images.CutoutStack`, or `Arrays` around plain arrays.
 """
 
 import functools
+import importlib
 
 import numpy as np
 
 from astrovae._validation import check_positive_int, clean_batch
 
-__all__ = ["Arrays", "EvenlySpaced", "as_source"]
+__all__ = ["Arrays", "EvenlySpaced", "as_source", "make_stack", "makes_stacks"]
+
+_stack_classes = []
 
 
 class Arrays:
@@ -113,3 +116,33 @@ class EvenlySpaced:
     def batch(self, indices):
         """Read the rows ``indices`` of those chosen."""
         return self.source.batch(self.rows[indices])
+
+
+def makes_stacks(cls):
+    """Let a class be the one that `make_stack` makes; a decorator."""
+    _stack_classes[:] = [cls]
+    return cls
+
+
+def make_stack(data, **attributes):
+    """
+    Make a stack of cutouts of what a model has painted.
+
+    Models know stacks by what they do, and never import them: the class that
+    makes them says so itself, with `makes_stacks`.
+
+    Parameters
+    ----------
+    data : array_like, shape (n, ny, nx, n_bands)
+        The pixels.
+    **attributes
+        Arguments of `~astrovae.images.CutoutStack`.
+
+    Returns
+    -------
+    stack : `~astrovae.images.CutoutStack`
+        The stack.
+    """
+    if not _stack_classes:
+        importlib.import_module("astrovae.images")
+    return _stack_classes[0](data, **attributes)

@@ -17,6 +17,8 @@ __all__ = [
     "check_preprocessing",
     "check_shape",
     "clean_batch",
+    "is_number",
+    "read_array",
 ]
 
 
@@ -28,6 +30,12 @@ def check_positive_int(name, value, *, hint="", minimum=1):
         msg = f"{name} must be {kind}, got {name}={value!r}.{hint and ' ' + hint}"
         raise ValueError(msg)
     return int(value)
+
+
+def is_number(value):
+    """Whether a value is a finite real number."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and bool(np.isfinite(value))
 
 
 def check_shape(name, value):
@@ -162,3 +170,24 @@ def check_preprocessing(expected, found):
                 "(stack.prepare(model.preprocessing)), or train a model on them."
             )
             raise PreprocessingError(msg)
+
+
+def read_array(table, name):
+    """Values of a column as float64; masked and infinite ones are NaN."""
+    if name not in table.colnames:
+        msg = f"the table has no column {name!r}; it has {', '.join(table.colnames)}."
+        raise ValueError(msg)
+    column = table[name]
+    values = getattr(column, "unmasked", column)  # a masked Quantity
+    values = np.ma.getdata(getattr(values, "value", values))
+    if getattr(values, "dtype", np.dtype(object)).kind not in "biuf":
+        kind = getattr(values, "dtype", type(column).__name__)
+        msg = (
+            f"the column {name!r} must hold numbers, got {kind}. Turn classes into "
+            "numbers first, e.g. table['is_spiral'] = table['class'] == 'spiral'."
+        )
+        raise TypeError(msg)
+    data = np.array(values, dtype=np.float64)
+    data[np.broadcast_to(getattr(column, "mask", False), data.shape)] = np.nan
+    data[~np.isfinite(data)] = np.nan
+    return data

@@ -160,6 +160,11 @@ def quickstart(output, epochs, seed, overwrite):
     show_default=True,
     help="Subtract the local background and mask neighbours.",
 )
+@click.option(
+    "--preprocess",
+    type=click.Choice(["astrovader"]),
+    help="Prepare pictures as this model was trained on, and do not clean them.",
+)
 @_IMAGE_OPTIONS
 @_SEED
 @_OVERWRITE
@@ -176,6 +181,7 @@ def fit(
     learning_rate,
     sigma_floor,
     clean,
+    preprocess,
     seed,
     overwrite,
     **inputs,
@@ -184,7 +190,8 @@ def fit(
     Train a model on the galaxies of CATALOG in IMAGES.
 
     IMAGES are FITS files, one per band, each FILE or NAME=FILE; or one stack
-    of cutouts (.h5), whose rows are those of CATALOG.
+    of cutouts (.h5), whose rows are those of CATALOG; or, with --preprocess, a
+    folder or .zip of pictures, each named by its id.
     """
     from astrovae._files import check_output
     from astrovae.catalog import read_catalog
@@ -202,7 +209,8 @@ def fit(
             )
             raise ValueError(msg)
         shape = model.image_shape[:2]
-    stack = _read_stack(table, images, shape or 64, inputs)
+    preprocess = preprocess or _preprocess_of(model)
+    stack = _read_stack(table, images, shape or 64, inputs, preprocess)
     if model is not None:
         stack = stack.prepare(model.preprocessing)
     elif clean and not stack.steps:
@@ -266,10 +274,17 @@ def _make_model(preset, stack, latent_dim, sigma_floor, seed):
     show_default=True,
     help="Add the Gaussian fit and which galaxies the model describes better.",
 )
+@click.option(
+    "--clusters/--no-clusters",
+    default=None,
+    help="Add the cluster of each galaxy.  [default: if the model has a mixture prior]",
+)
 @_IMAGE_OPTIONS
 @_OVERWRITE
 @_one_sentence
-def append(preset, catalog, images, output, prefix, baselines, overwrite, **inputs):
+def append(
+    preset, catalog, images, output, prefix, baselines, clusters, overwrite, **inputs
+):
     """
     Append columns to CATALOG with the trained model in PRESET.
 
@@ -278,6 +293,7 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
     """
     from astrovae._files import check_output
     from astrovae.catalog import annotate, read_catalog, write_catalog
+    from astrovae.catalog.clusters import cluster_order, has_clusters
     from astrovae.catalog.io import check_format
     from astrovae.models import VAE
 
@@ -288,8 +304,13 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
         raise FileNotFoundError(msg)
     table = read_catalog(catalog)
     model = VAE.from_preset(preset)
-    stack = _read_stack(table, images, model.image_shape[:2], inputs)
+    if clusters:
+        cluster_order(model)  # it may have none: better said before images are read
+    preprocess = _preprocess_of(model)
+    stack = _read_stack(table, images, model.image_shape[:2], inputs, preprocess)
     what = ["latents", "reconstruction"] + ["baselines"] * baselines
+    if clusters or (clusters is None and has_clusters(model)):
+        what.append("clusters")
     table = annotate(
         table,
         model,
@@ -301,6 +322,74 @@ def append(preset, catalog, images, output, prefix, baselines, overwrite, **inpu
     )
     write_catalog(table, output, overwrite=overwrite)
     click.echo(f"{len(table)} rows, {len(table.colnames)} columns: {output}.")
+
+
+@main.command()
+@click.option(
+    "--preset", type=_FILE, required=True, help="Preset folder of a fitted LatentFlow."
+)
+@click.option(
+    "--catalog", type=_FILE, required=True, help="Catalogue of what is asked for."
+)
+@click.option("--output", type=_FILE, required=True, help="Stack to write, *.h5.")
+@click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="COLUMN=UNIT",
+    help="Unit of a column that the catalogue does not tell.",
+)
+@click.option(
+    "--psf", type=_FILE, help="FITS image of the PSF to see the galaxies through."
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, min_open=True),
+    help="1-sigma noise to add, in the unit of the images.",
+)
+@click.option("--id", "id_column", help="Column of identifiers.")
+@_SEED
+@_OVERWRITE
+@_one_sentence
+def generate(preset, catalog, output, units, psf, noise, id_column, seed, overwrite):
+    """
+    Paint a galaxy for each row of a catalogue of properties.
+
+    Without --psf and --noise, galaxies are as the model paints them, for
+    simulators to convolve.
+    """
+    from astrovae._files import check_output
+    from astrovae.catalog import read_catalog
+    from astrovae.models import LatentFlow
+
+    check_output(output, overwrite=overwrite)
+    if output.suffix not in _STACKS:
+        msg = f"{output} must end in {' or '.join(_STACKS)}: it is a stack of cutouts."
+        raise ValueError(msg)
+    if not preset.is_dir():
+        msg = (
+            f"There is no preset folder {preset}. Make one with LatentFlow.save_preset."
+        )
+        raise FileNotFoundError(msg)
+    table = read_catalog(catalog)
+    for text in units:
+        column, _, unit = text.partition("=")
+        if column not in table.colnames or not unit:
+            msg = f"--unit must be COLUMN=UNIT, of {table.colnames}; got {text!r}."
+            raise ValueError(msg)
+        table[column].unit = unit
+    flow = LatentFlow.from_preset(preset)
+    stack = flow.sample(
+        table,
+        psf=None if psf is None else _read_plane(psf).data,
+        noise=noise,
+        seed=seed,
+        id_column=id_column,
+        show_progress=True,
+    )
+    stack.write(output, overwrite=overwrite)
+    ny, nx, n_bands = stack.image_shape
+    click.echo(f"{len(stack)} galaxies of {ny} x {nx} x {n_bands} pixels: {output}.")
 
 
 @main.command()
@@ -349,10 +438,41 @@ def _describe_catalog(path):
     return lines
 
 
-def _read_stack(table, images, shape, inputs):
-    """Make cutouts of images, or open a stack."""
-    from astrovae.images import CutoutStack, make_cutouts
+def _preprocess_of(model):
+    """How the pictures of a trained model were prepared, or None."""
+    record = None if model is None else model.preprocessing
+    for step in (record or {}).get("steps", ()):
+        if step["name"] == "preprocess_cutouts":
+            return step["parameters"]["preprocess"]
+    return None
 
+
+def _read_pictures(table, path, id_column, preprocess):
+    """Read the pictures of a catalogue."""
+    from astrovae.images import CutoutStack
+
+    name = id_column or "id"
+    if name not in table.colnames:
+        msg = (
+            f"the catalogue has no column {name!r}, by which pictures are named; give "
+            "another one as --id."
+        )
+        raise ValueError(msg)
+    return CutoutStack.from_images(
+        path, ids=table[name].tolist(), preprocess=preprocess, show_progress=True
+    )
+
+
+def _read_stack(table, images, shape, inputs, preprocess=None):
+    """Make cutouts of images, or open a stack."""
+    from astrovae.images import CutoutStack, make_cutouts, preprocess_cutouts
+
+    if preprocess is not None:
+        path = Path(images[0])
+        if len(images) == 1 and (path.is_dir() or path.suffix == ".zip"):
+            return _read_pictures(table, path, inputs["id_column"], preprocess)
+        stack = _read_stack(table, images, shape, inputs)
+        return stack if stack.steps else preprocess_cutouts(stack, preprocess)
     if len(images) == 1 and Path(images[0]).suffix in _STACKS:
         given = [name for name, value in inputs.items() if value]
         if given:

@@ -68,6 +68,7 @@ class Flag(enum.IntFlag):
     LOW_SNR = 1 << 27, "the source hardly stands out of the noise"
     CROWDED = 1 << 28, "neighbouring sources have more light than the target"
     AMBIGUOUS_MATCH = 1 << 29, "several rows of the other catalogue match"
+    OUT_OF_SUPPORT = 1 << 30, "what was asked for is unlike anything trained on"
 
 
 def decode_flags(flags):

@@ -65,8 +65,8 @@ else:
 # References to astrovae itself must always resolve.
 nitpicky = True
 external = (
-    "astropy|collections|enum|h5py|keras|matplotlib|numpy|pandas|pathlib|photutils"
-    "|scipy|skimage|sklearn"
+    "astropy|btk|collections|enum|galsim|h5py|keras|matplotlib|numpy|pandas|pathlib"
+    "|photutils|scipy|skimage|sklearn"
 )
 builtin = "None|True|False|bool|bytes|dict|float|int|list|object|set|str|tuple"
 nitpick_ignore_regex = [

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from astrovae.catalog import read_catalog, write_catalog
 from astrovae.cli import main
-from astrovae.datasets import make_survey
-from astrovae.images import make_cutouts, read_image
-from astrovae.models import VAE
+from astrovae.datasets import make_galaxies, make_survey
+from astrovae.images import CutoutStack, make_cutouts, read_image
+from astrovae.models import VAE, Condition, LatentFlow
 
 
 def run(*arguments, code=0):
@@ -114,6 +114,27 @@ def test_append_to_csv_without_baselines(survey, preset, tmp_path):
     table = read_catalog(path)
     assert table["id"][-1] == 1237648720693755918 + 59
     assert "gauss_mse" not in table.colnames
+
+
+def test_append_clusters_if_the_model_has_any(survey, preset, tmp_path):
+    """Unless they are left out; on demand, a model without them says so."""
+    from astrovae.layers import MixturePrior
+
+    table = read_catalog(survey / "catalog.ecsv")[:9]
+    image = read_image(survey / "image.fits")
+    make_cutouts({"r": image}, table, 24).write(tmp_path / "stack.h5")
+    write_catalog(table, tmp_path / "catalog.ecsv")
+    prior = MixturePrior(num_components=3, latent_dim=2)
+    vae = VAE((24, 24, 1), 2, prior=prior, scale=[1.0], noise=[1.0])
+    vae.save_preset(tmp_path / "mixture")
+    rest = [tmp_path / "catalog.ecsv", tmp_path / "stack.h5", "--no-baselines"]
+    for options, found in (([], True), (["--no-clusters"], False)):
+        path = tmp_path / f"{found}.ecsv"
+        run("append", tmp_path / "mixture", *rest, *options, "--output", path)
+        assert ("cluster_label" in read_catalog(path).colnames) == found
+    path = tmp_path / "out.ecsv"
+    output = append(survey, preset, "--clusters", "--output", path, code=2)
+    assert "clusters need a model whose prior is a mixture" in output
 
 
 def test_a_stack_does_as_well_as_images(survey, preset, tmp_path):
@@ -274,3 +295,76 @@ def test_quickstart(tmp_path):
     model = VAE.from_preset(folders[0] / "model")
     assert model.preprocessing["steps"][0]["name"] == "clean_cutouts"
     assert "--overwrite" in run("quickstart", "--output", folders[0], code=2)
+
+
+def test_generate(tmp_path):
+    """From a preset of a flow and a catalogue to a stack, the same as in Python."""
+    table, stack = make_galaxies(60, shape=(16, 16), seed=1)
+    table = Table({"id": table["id"], "flux": table["flux"]})
+    table["flux"].unit = "nJy"
+    vae = VAE(stack.image_shape, latent_dim=2, seed=1)
+    vae.adapt(stack)
+    flow = LatentFlow(num_blocks=1, hidden_units=(8,), seed=1)
+    conditions = [Condition("flux", transform="log")]
+    flow.fit(table, vae, stack, conditions=conditions, epochs=1, verbose=0)
+    flow.save_preset(tmp_path / "flow")
+    rows = table[np.argsort(table["flux"])[20:25]]
+    write_catalog(rows, tmp_path / "wanted.ecsv")
+    rows.write(tmp_path / "wanted.csv")
+    fits.writeto(tmp_path / "psf.fits", np.full((3, 3), 1 / 9))
+    where = ["generate", "--preset", tmp_path / "flow", "--seed", 3, "--catalog"]
+    output = tmp_path / "stack.h5"
+    text = run(*where, tmp_path / "wanted.ecsv", "--output", output)
+    assert "5 galaxies of 16 x 16 x 1 pixels" in text
+    made = CutoutStack.read(output)
+    np.testing.assert_array_equal(made.ids, rows["id"])
+    expected = flow.sample(rows, seed=3).data
+    np.testing.assert_allclose(made.data[:], expected, rtol=1e-4, atol=1e-4)
+    text = run(*where, tmp_path / "wanted.csv", "--output", tmp_path / "b.h5", code=2)
+    assert "'flux' has no unit" in text
+    options = ["--unit", "flux=nJy", "--psf", tmp_path / "psf.fits", "--noise", 2]
+    output = tmp_path / "b.h5"
+    run(*where, tmp_path / "wanted.csv", "--output", output, *options)
+    made = CutoutStack.read(output)
+    assert made.psf.shape == (5, 3, 3, 1)
+    assert (made.error[:] == 2).all()
+    text = run(*where, tmp_path / "wanted.csv", "--output", output, code=2)
+    assert "exists" in text
+    text = run(*where, tmp_path / "wanted.csv", "--output", "stack.fits", code=2)
+    assert "must end in .h5 or .hdf5" in text
+    text = run(
+        "generate", "--preset", "none", *where[3:], "x.csv", "--output", "s.h5", code=2
+    )
+    assert "no preset folder none" in text
+    assert "condition:" in run("info", tmp_path / "flow")
+
+
+def test_pictures_prepared_as_others_do(tmp_path, rng):
+    """A folder of pictures becomes a model that knows how they were prepared."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in range(5, 13):
+        np.save(folder / f"{name}.npy", rng.uniform(0, 255, (192, 192)))
+    Table({"galaxy": np.arange(5, 13)}).write(tmp_path / "catalog.ecsv")
+    arguments = (tmp_path / "catalog.ecsv", folder)
+    output = run("fit", *arguments, "--output", tmp_path / "preset", code=2)
+    assert "pictures" in output
+    options = ("--preprocess", "astrovader", "--preset", "galaxy_small")
+    options += ("--epochs", 1, "--output", tmp_path / "preset")
+    output = run("fit", *arguments, *options, code=2)
+    assert "no column 'id', by which pictures are named" in output
+    run("fit", *arguments, *options, "--id", "galaxy")
+    model = VAE.from_preset(tmp_path / "preset")
+    assert model.image_shape == (128, 128, 1)
+    assert model.preprocessing["steps"][0]["name"] == "preprocess_cutouts"
+    options = ("--id", "galaxy", "--no-baselines")
+    output = run(
+        "append",
+        tmp_path / "preset",
+        *arguments,
+        *options,
+        "--output",
+        tmp_path / "more.ecsv",
+    )
+    assert "8 rows" in output
+    assert "latent_mean" in read_catalog(tmp_path / "more.ecsv").colnames

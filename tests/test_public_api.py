@@ -79,6 +79,18 @@ def test_public_names_exist(subpackage):
 @pytest.mark.parametrize("subpackage", SUBPACKAGES)
 def test_docstrings(subpackage):
     """Public objects and their own methods follow numpydoc."""
+    assert docstring_problems(subpackage) == []
+
+
+@pytest.mark.parametrize("package", ["galsim", "btk"])
+def test_docstrings_of_bridges(package):
+    """So do those of bridges to other packages, if these are installed."""
+    pytest.importorskip(package)
+    assert docstring_problems(f"interop.{package}") == []
+
+
+def docstring_problems(subpackage):
+    """List what numpydoc finds wrong with the public names of a module."""
     problems = []
     for name, obj in public_objects(subpackage):
         if not (inspect.isclass(obj) or inspect.isroutine(obj)):
@@ -95,7 +107,7 @@ def test_docstrings(subpackage):
             for code, message in validate(name)["errors"]
             if code in checks
         ]
-    assert problems == []
+    return problems
 
 
 def test_every_layer_is_checked():

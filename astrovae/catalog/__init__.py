@@ -10,11 +10,13 @@ from astrovae.catalog.append import (
     add_reconstruction,
     annotate,
 )
+from astrovae.catalog.clusters import add_clusters, cluster_order
 from astrovae.catalog.columns import COLUMNS, ColumnSpec
 from astrovae.catalog.correlation import correlate, nuisance_audit
 from astrovae.catalog.io import read_catalog, write_catalog
 from astrovae.catalog.matching import crossmatch
 from astrovae.catalog.predictions import add_predictions
+from astrovae.catalog.summaries import cluster_summary
 from astrovae.catalog.vectors import merge_vectors, split_vectors
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Alignment",
     "ColumnSpec",
     "add_baselines",
+    "add_clusters",
     "add_latents",
     "add_outliers",
     "add_pose",
@@ -29,6 +32,8 @@ __all__ = [
     "add_reconstruction",
     "align",
     "annotate",
+    "cluster_order",
+    "cluster_summary",
     "correlate",
     "crossmatch",
     "merge_vectors",

@@ -37,6 +37,9 @@ _IDENTITY = (
     "score",
     "num_samples",
     "reference",
+    "order",
+    "n_rotations",
+    "latent_temperature",
 )
 
 
@@ -109,6 +112,12 @@ def add_columns(
 def check_rows(table, stack):
     """Refuse a table and a stack that do not belong together."""
     check_table("table", table)
+    if not (hasattr(stack, "meta") and hasattr(stack, "flags")):
+        msg = (
+            f"stack must be a CutoutStack, got {type(stack).__name__}. Make one of "
+            "arrays with astrovae.images.CutoutStack(images)."
+        )
+        raise TypeError(msg)
     if len(table) != len(stack):
         msg = (
             f"the table has {len(table)} rows and the stack {len(stack)} cutouts; "

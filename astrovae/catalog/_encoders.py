@@ -5,13 +5,15 @@ import inspect
 
 import numpy as np
 
+from astrovae._validation import check_positive_int
+
 __all__ = ["encode_galaxies"]
 
 # galaxies at a time, for encoders that take arrays of images
 _CHUNK = 1024
 
 
-def encode_galaxies(model, stack, *, show_progress=False):
+def encode_galaxies(model, stack, *, n_rotations=1, show_progress=False):
     """
     Give the latents of galaxies.
 
@@ -22,6 +24,8 @@ def encode_galaxies(model, stack, *, show_progress=False):
         and scikit-learn; or a function of images.
     stack : `~astrovae.images.CutoutStack`
         The cutouts.
+    n_rotations : int, optional
+        Average posteriors over so many rotations, if ``encode`` can.
     show_progress : bool, optional
         Show a progress bar, if the model has one.
 
@@ -37,11 +41,21 @@ def encode_galaxies(model, stack, *, show_progress=False):
     TypeError
         If the model can do none of these.
     ValueError
-        If what it gives are not latents of these galaxies.
+        If what it gives are not latents of these galaxies, or it does not take
+        ``n_rotations``.
     """
+    rotations = {}
+    if check_positive_int("n_rotations", n_rotations) > 1:
+        rotations["n_rotations"] = n_rotations
+        if not _takes(getattr(model, "encode", None), "n_rotations"):
+            msg = (
+                "n_rotations is for models whose encode takes it, such as VAE; "
+                f"{type(model).__name__} does not. Use n_rotations=1."
+            )
+            raise ValueError(msg)
     if hasattr(model, "encode"):
         options = {"show_progress": True} if show_progress else {}
-        parts = [_moments(model.encode(stack, **options))]
+        parts = [_moments(model.encode(stack, **rotations, **options))]
     else:
         parts = _encode_images(model, stack, show_progress)
     means, log_vars = zip(*parts)

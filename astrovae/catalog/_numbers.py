@@ -4,6 +4,8 @@
 import astropy.units as u
 import numpy as np
 
+from astrovae._validation import read_array
+
 __all__ = [
     "read_latents",
     "read_nuisances",
@@ -16,27 +18,6 @@ __all__ = [
 def unit_of(column):
     """The unit of a column of any kind, or None."""
     return getattr(column, "unit", None)
-
-
-def read_array(table, name):
-    """Values of a column as float64; masked and infinite ones are NaN."""
-    if name not in table.colnames:
-        msg = f"the table has no column {name!r}; it has {', '.join(table.colnames)}."
-        raise ValueError(msg)
-    column = table[name]
-    values = getattr(column, "unmasked", column)  # a masked Quantity
-    values = np.ma.getdata(getattr(values, "value", values))
-    if getattr(values, "dtype", np.dtype(object)).kind not in "biuf":
-        kind = getattr(values, "dtype", type(column).__name__)
-        msg = (
-            f"the column {name!r} must hold numbers, got {kind}. Turn classes into "
-            "numbers first, e.g. table['is_spiral'] = table['class'] == 'spiral'."
-        )
-        raise TypeError(msg)
-    data = np.array(values, dtype=np.float64)
-    data[np.broadcast_to(getattr(column, "mask", False), data.shape)] = np.nan
-    data[~np.isfinite(data)] = np.nan
-    return data
 
 
 def read_number(table, name):

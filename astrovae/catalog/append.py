@@ -22,6 +22,7 @@ from astrovae.catalog._appending import (
 )
 from astrovae.catalog._encoders import encode_galaxies
 from astrovae.catalog._outliers import add_outlier_columns
+from astrovae.catalog.clusters import add_clusters, cluster_order, has_clusters
 from astrovae.catalog.columns import BASELINES
 from astrovae.flags import Flag
 
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _DEFAULT_STEPS = ("latents", "reconstruction", "baselines")
-_STEPS = ("pose", *_DEFAULT_STEPS, "outliers")
+_STEPS = ("pose", *_DEFAULT_STEPS, "clusters", "outliers")
 
 
 def add_latents(
@@ -43,6 +44,7 @@ def add_latents(
     model,
     stack,
     *,
+    n_rotations=1,
     prefix="",
     overwrite=False,
     only_missing=False,
@@ -64,6 +66,9 @@ def add_latents(
         sample as a third, a dict with these keys, or an array of means alone.
     stack : `~astrovae.images.CutoutStack`
         The cutouts.
+    n_rotations : int, optional
+        Average posteriors over so many rotations of each galaxy, if the model has
+        no pose and can do it; see `~astrovae.models.VAE.encode`.
     prefix : str, optional
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
@@ -90,8 +95,8 @@ def add_latents(
         If the model can do none of these.
     ValueError
         If columns exist and neither ``overwrite`` nor ``only_missing`` is set,
-        table and stack do not belong together, or rows to fill and those
-        already there are of different models.
+        table and stack do not belong together, rows to fill and those already
+        there are of different models, or the model cannot rotate galaxies.
     ~astrovae.exceptions.PreprocessingError
         If the cutouts were prepared in another way than those that the model
         was trained on.
@@ -116,7 +121,9 @@ def add_latents(
     """
 
     def compute(part):
-        mean, log_var = encode_galaxies(model, part, show_progress=show_progress)
+        mean, log_var = encode_galaxies(
+            model, part, n_rotations=n_rotations, show_progress=show_progress
+        )
         bad = unmeasured(part)
         flags = np.array(part.flags)
         failed = ~np.isfinite(mean).all(axis=1)
@@ -132,6 +139,10 @@ def add_latents(
             "latent_flags": flags,
         }
 
+    details = {"n_rotations": n_rotations}
+    temperature = getattr(model, "latent_temperature", None)
+    if temperature is not None:
+        details["latent_temperature"] = np.asarray(temperature).tolist()
     return add_columns(
         table,
         stack,
@@ -139,6 +150,7 @@ def add_latents(
         "latents",
         model,
         names=("latent_mean", "latent_sigma", "latent_flags"),
+        details=details,
         prefix=prefix,
         overwrite=overwrite,
         only_missing=only_missing,
@@ -440,9 +452,10 @@ def annotate(
     model,
     stack,
     *,
-    what=_DEFAULT_STEPS,
+    what=None,
     baselines=None,
     training=None,
+    n_rotations=1,
     prefix="",
     overwrite=False,
     only_missing=False,
@@ -461,14 +474,17 @@ def annotate(
     stack : `~astrovae.images.CutoutStack`
         The cutouts.
     what : str or sequence of str, optional
-        What to append, of "pose", "latents", "reconstruction", "baselines" and
-        "outliers"; latents, reconstruction and baselines by default.
+        What to append, of "pose", "latents", "clusters", "reconstruction",
+        "baselines" and "outliers". By default latents, reconstruction and baselines,
+        and clusters if the prior of the model is a mixture.
     baselines : sequence of objects, optional
         Each with ``measure(stack)``; by default
         `~astrovae.baselines.GaussianFit`.
     training : `~astrovae.images.CutoutStack`, optional
         The galaxies to compare outliers with, as for `add_outliers`; they are
         prepared, too.
+    n_rotations : int, optional
+        Average the latents over rotations, as for `add_latents`.
     prefix : str, optional
         Put before every column name, to keep several models side by side.
     overwrite : bool, optional
@@ -489,9 +505,13 @@ def annotate(
         As for `add_latents`; `~astrovae.exceptions.PreprocessingError` if the
         cutouts cannot be prepared as those that the model was trained on.
     """
+    if what is None:
+        what = (*_DEFAULT_STEPS, *["clusters"] * has_clusters(model))
     what = (what,) if isinstance(what, str) else tuple(what)
     for step in what:
         check_option("what", step, _STEPS)
+    if "clusters" in what:
+        cluster_order(model)  # better said at once than after the latents
     check_rows(table, stack)
     table = table.copy()
     preprocessing = preprocessing_of(model)
@@ -505,7 +525,9 @@ def annotate(
         table = add_pose(table, stack, **options)
     options["show_progress"] = show_progress
     if "latents" in what:
-        table = add_latents(table, model, stack, **options)
+        table = add_latents(table, model, stack, n_rotations=n_rotations, **options)
+    if "clusters" in what:
+        table = add_clusters(table, model, stack, **options)
     measured = None
     if "reconstruction" in what:
         table = add_reconstruction(table, model, stack, **options)

@@ -179,6 +179,43 @@ def _pose_columns():
     return columns
 
 
+def _cluster_columns():
+    """Columns of the components of a mixture prior."""
+    return {
+        "cluster_label": ColumnSpec(
+            "int32",
+            "",
+            "",
+            "meta.code.class",
+            "Number of the most probable cluster; 0 is the heaviest component.",
+        ),
+        "cluster_prob": ColumnSpec(
+            "float32",
+            "n_clusters",
+            "",
+            "stat.probability",
+            "Probability of each cluster.",
+        ),
+        "cluster_entropy": ColumnSpec(
+            "float64",
+            "",
+            "",
+            "stat.value",
+            "Entropy of the probabilities of the clusters, in nats.",
+        ),
+        "cluster_distance": ColumnSpec(
+            "float64",
+            "",
+            "",
+            "stat.value",
+            "Mahalanobis distance of the latent mean from the component of the label.",
+        ),
+        "cluster_flags": ColumnSpec(
+            "int32", "", "", "meta.code", "Flag bits of the cutout that was assigned."
+        ),
+    }
+
+
 def _match_columns():
     """Columns of a cross-match."""
     return {
@@ -305,6 +342,7 @@ COLUMNS = {
         "How unusual the galaxy is at its signal-to-noise, in percent of the galaxies "
         "compared with; 100 is most unusual.",
     ),
+    **_cluster_columns(),
     **_match_columns(),
     **_pose_columns(),
     **_gauss_columns(),

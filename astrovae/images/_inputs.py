@@ -48,6 +48,8 @@ _SKY_NAMES = (
     ("alpha_j2000", "delta_j2000"),
 )
 _ID_NAMES = ("id", "source_id", "objid", "object_id", "label")
+# positions from a WCS are not known better than this, in pixels
+_SAME_PIXEL = 1e-6
 _STD_FROM = {
     StdDevUncertainty: lambda values: values,
     VarianceUncertainty: np.sqrt,
@@ -426,8 +428,19 @@ def catalog_positions(catalog, wcs, *, xy_columns=None, sky_columns=None):
         )
         raise ValueError(msg)
     if known.any():
-        positions[known] = _to_pixels(coords[known], wcs)
+        positions[known] = _snap(_to_pixels(coords[known], wcs))
     return positions, known, tuple(sky_columns)
+
+
+def _snap(positions):
+    """
+    Put what is nearly in the middle or at the edge of a pixel exactly there.
+
+    Otherwise the last digits of the WCS decide which pixels such a cutout has.
+    """
+    halves = np.round(2 * positions) / 2
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(positions - halves) < _SAME_PIXEL, halves, positions)
 
 
 def _pair(name, columns):

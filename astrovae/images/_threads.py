@@ -12,6 +12,8 @@ _MAX_THREADS = 4
 
 def _count_cpus():
     """The processors that this process may use."""
+    if hasattr(os, "process_cpu_count"):  # since Python 3.13, users can set it
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -13,7 +13,6 @@ from astrovae.images._checks import CheckedPixels
 from astrovae.images._segment import segment_cutouts
 from astrovae.images._sky import combine_skies, measure_sky
 from astrovae.images._targets import MIN_SNR, excess_variance, measure_targets
-from astrovae.images._threads import map_in_threads
 
 __all__ = ["clean_cutouts", "measure_background"]
 
@@ -274,9 +273,7 @@ def _in_chunks(function, stack):
     """Yield the rows of each chunk, and what the function makes of them, in order."""
     n = len(stack)
     pieces = [slice(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-    # detection changes how warnings are filtered, which threads have in common
-    mapped = map if stack.segmentation is None else map_in_threads
-    yield from zip(pieces, mapped(function, pieces), strict=True)
+    yield from zip(pieces, map(function, pieces), strict=True)
 
 
 def _shared_sky(stack, parameters, advance):

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Cutouts of every galaxy of a catalogue, with all that belongs to them."""
 
+import os
+
 import astropy.units as u
 import numpy as np
 
@@ -27,6 +29,8 @@ __all__ = ["make_cutouts"]
 
 # pixel scales are the same if they differ by less than this share
 _SAME_SCALE = 1e-6
+# a cutout with more pixels is a mistake
+_MAX_PIXELS = 1 << 30
 
 
 def make_cutouts(
@@ -155,7 +159,10 @@ def make_cutouts(
     ------
     ValueError
         If the catalogue has no positions, or sky positions and the image
-        no celestial WCS; if shapes or numbers of bands do not fit.
+        no celestial WCS; if shapes or numbers of bands do not fit, or a cutout
+        has more than 2**30 pixels.
+    MemoryError
+        If the cutouts need more memory than the machine has; nothing is cut then.
 
     Warns
     -----
@@ -185,6 +192,12 @@ def make_cutouts(
     options |= {"id_column": id_column, "pixel_scale": pixel_scale}
     options |= {"size": size, "size_factor": size_factor, "recenter": recenter}
     shape = check_shape("shape", shape)
+    if shape[0] * shape[1] > _MAX_PIXELS:
+        msg = (
+            f"shape={shape} is {shape[0] * shape[1]:,} pixels per cutout, expected at "
+            f"most {_MAX_PIXELS:,}. shape is in pixels; an angle is given as size."
+        )
+        raise ValueError(msg)
     extras = {"error": error, "mask": mask, "psf": psf, "segmentation": segmentation}
     if tiles is not None:
         return cut_tiles(
@@ -205,6 +218,10 @@ def make_cutouts(
     )
     ids, id_column = catalog_ids(catalog, id_column)
     image_shape = first.array.shape
+    has_errors = any(plane is not None for plane in errors)
+    n_bytes = (9 if has_errors else 5) * len(planes)
+    n_bytes += 4 * (segmentation is not None)
+    _check_memory(len(positions), shape, n_bytes)
     columns, step = {}, None
     if size is not None:
         columns["cutout_size"] = catalog_sizes(
@@ -254,6 +271,22 @@ def make_cutouts(
             "id_column": id_column,
         },
     )
+
+
+def _check_memory(n, shape, n_bytes):
+    """Refuse what cannot fit, before the machine tries."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # the system does not say
+        return
+    needed = n * shape[0] * shape[1] * n_bytes
+    if 0 < memory < needed:
+        msg = (
+            f"{n:,} cutouts of {shape[0]} x {shape[1]} pixels need "
+            f"{needed / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f} GiB. "
+            "Cut some rows of the catalogue at a time, or smaller cutouts."
+        )
+        raise MemoryError(msg)
 
 
 def _complete_flags(flags, known, step):

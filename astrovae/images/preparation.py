@@ -185,6 +185,8 @@ def restore_cutouts(images, stack):
     True
     """
     images = np.asarray(images)
+    if images.dtype.kind != "f":
+        images = images.astype(np.float32)
     if _OFFSET not in stack.columns or _RANGE not in stack.columns:
         msg = (
             f"the stack has no columns {_OFFSET} and {_RANGE}: it was not prepared by "

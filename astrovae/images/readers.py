@@ -171,11 +171,15 @@ def _check_headers(path):
                 count = math.prod(sizes) if sizes else 0
                 count = header.get("GCOUNT", 1) * (header.get("PCOUNT", 0) + count)
                 size = count * abs(header["BITPIX"]) // 8
-                if size > limit:
-                    return  # and is not believed, later on
-                file.seek(-(-size // _BLOCK) * _BLOCK, 1)
             except Exception:  # astropy says what is wrong with it
                 return
+            if size < 0:
+                # going back, one would read the same header for ever
+                msg = f"it has a header that claims {size:,} bytes of pixels"
+                raise _ImageError(msg)
+            if size > limit:
+                return  # and is not believed, later on
+            file.seek(-(-size // _BLOCK) * _BLOCK, 1)
 
 
 def _read_header(file):

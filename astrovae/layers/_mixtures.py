@@ -9,264 +9,32 @@ from keras import ops
 
 from astrovae._validation import check_option, check_positive_int
 from astrovae.exceptions import AstrovaeWarning
-from astrovae.layers._base import Prior
 from astrovae.layers._components import (
+    EMPTY_LOG_WEIGHT,
     SCALE_FLOOR,
     VARIANCE_FLOOR,
-    bhattacharyya,
     expand_covariances,
+    fit_components,
+    log_joint,
     merge_components,
     raise_covariances,
+    split_components,
+    start_components,
 )
+from astrovae.layers._mixture_base import Mixture
 from astrovae.ops import (
     gaussian_cross_entropy,
     gaussian_cross_entropy_tril,
-    gaussian_entropy,
-    marginal_log_var,
     marginal_variance,
     reparameterize,
     softplus_inverse,
 )
 
-__all__ = ["Mixture", "MixturePrior"]
+__all__ = ["MixturePrior"]
 
-KL_METHODS = ("bound", "monte_carlo")
-
-# Far from the seeds that users choose.
-NOISE_SEED = 1 << 30
-
-
-class Mixture(Prior):
-    """
-    Base of the mixtures.
-
-    A subclass defines `log_weights`, its parameters in NumPy (``_arrays``),
-    their means and variances in each dimension (``_marginals``), how
-    distributions compare with each component (``_cross_entropies``), and how
-    noise becomes samples (``_place``).
-
-    Parameters
-    ----------
-    num_components : int
-        Number of components.
-    latent_dim : int
-        Number of latents.
-    kl_method : {"bound", "monte_carlo"}, optional
-        How `kl_divergence` is computed unless its caller says otherwise.
-    seed : int, optional
-        Seed of the random numbers.
-    **kwargs
-        Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(
-        self, num_components, latent_dim, kl_method="bound", seed=None, **kwargs
-    ):
-        super().__init__(latent_dim, seed=seed, **kwargs)
-        self.num_components = check_positive_int("num_components", num_components)
-        self.kl_method = check_option("kl_method", kl_method, KL_METHODS)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_components": self.num_components,
-            "kl_method": self.kl_method,
-        }
-
-    def _log_joint(self, mean, log_var=None, scale_tril=None, *, direct):
-        """Log-weight minus cross-entropy, shape (n, num_components)."""
-        return self.log_weights - self._cross_entropies(
-            self.as_float(mean),
-            self.as_float(log_var),
-            self.as_float(scale_tril),
-            direct=direct,
-        )
-
-    def log_prob(self, z):
-        """
-        Logarithm of the density of the mixture.
-
-        Parameters
-        ----------
-        z : tensor, shape (n, latent_dim)
-            Latents.
-
-        Returns
-        -------
-        tensor, shape (n,)
-            The log-densities.
-        """
-        return ops.logsumexp(self._log_joint(z, direct=True), axis=-1)
-
-    def responsibilities(self, mean, log_var=None, scale_tril=None):
-        """
-        Probability of each component, given a galaxy's posterior.
-
-        It depends on the mean and the width of that posterior, but on no
-        random sample and on no other galaxy.
-
-        Parameters
-        ----------
-        mean : tensor, shape (n, latent_dim)
-            Means of the posteriors.
-        log_var : tensor, shape (n, latent_dim), optional
-            Logarithms of their variances; by default, ``mean`` are latents
-            that are known exactly.
-        scale_tril : tensor, shape (n, latent_dim, latent_dim), optional
-            Cholesky factors of full covariances, instead of ``log_var``.
-
-        Returns
-        -------
-        tensor, shape (n, num_components)
-            Probabilities that sum to one.
-        """
-        joint = self._log_joint(mean, log_var, scale_tril, direct=True)
-        return ops.softmax(joint, axis=-1)
-
-    def kl_divergence(self, mean, log_var=None, z=None, scale_tril=None, method=None):
-        """
-        KL divergence of posteriors from the mixture.
-
-        Parameters
-        ----------
-        mean : tensor, shape (n, latent_dim)
-            Means of the posteriors.
-        log_var : tensor, shape (n, latent_dim), optional
-            Logarithms of their variances.
-        z : tensor, shape (n, latent_dim), optional
-            A sample of each posterior, for "monte_carlo".
-        scale_tril : tensor, shape (n, latent_dim, latent_dim), optional
-            Cholesky factors of full covariances, instead of ``log_var``.
-        method : {"bound", "monte_carlo"}, optional
-            "bound": an upper bound without randomness. "monte_carlo":
-            unbiased, from one sample per galaxy. By default ``kl_method``.
-
-        Returns
-        -------
-        tensor, shape (n,)
-            The divergences, in nats.
-        """
-        method = check_option("method", method or self.kl_method, KL_METHODS)
-        if method == "monte_carlo":
-            return super().kl_divergence(mean, log_var, z=z, scale_tril=scale_tril)
-        joint = self._log_joint(mean, log_var, scale_tril, direct=False)
-        if scale_tril is None:
-            entropy = gaussian_entropy(self.as_float(log_var))
-        else:
-            marginal, lost = marginal_log_var(self.as_float(scale_tril))
-            entropy = gaussian_entropy(marginal) - ops.sum(lost, axis=-1)
-        return -ops.logsumexp(joint, axis=-1) - entropy
-
-    def sample(self, n, seed=None, component=None):
-        """
-        Draw latents.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        seed : int, optional
-            Seed of these draws; the layer's own random state by default.
-        component : int, optional
-            Draw from this component alone.
-
-        Returns
-        -------
-        tensor, shape (n, latent_dim)
-            The latents.
-
-        Raises
-        ------
-        ValueError
-            If there is no such component.
-        """
-        if component is None:
-            logits = self.log_weights[None, :]
-            state = self.random_state(seed)
-            labels = keras.random.categorical(logits, n, seed=state)[0]
-        elif 0 <= component < self.num_components:
-            labels = ops.full((n,), component, dtype="int32")
-        else:
-            msg = (
-                f"component must be from 0 to {self.num_components - 1}, got "
-                f"component={component!r}."
-            )
-            raise ValueError(msg)
-        # a seed is used once: labels and noise must be independent
-        state = self.random_state(None if seed is None else seed + NOISE_SEED)
-        shape = (n, self.latent_dim)
-        noise = keras.random.normal(shape, dtype=self.compute_dtype, seed=state)
-        return self._place(labels, noise)
-
-    def moments(self):
-        """
-        Mean and variance of each latent: what is known without any data.
-
-        Returns
-        -------
-        mean, log_var : tensor, shape (latent_dim,)
-            Of the marginal distributions.
-        """
-        means, variances = self._marginals()
-        weights = ops.exp(self.log_weights)[:, None]
-        mean = ops.sum(weights * means, axis=0)
-        variance = ops.sum(weights * (variances + ops.square(means - mean)), axis=0)
-        return mean, ops.log(variance)
-
-    def components(self):
-        """
-        Give the parameters of the mixture.
-
-        Returns
-        -------
-        dict of `~numpy.ndarray`
-            ``weights``, shape (num_components,); ``means``, shape
-            (num_components, latent_dim); ``covariances``, of the same shape
-            if they are diagonal, else (num_components, latent_dim,
-            latent_dim). In float64.
-        """
-        log_weights, means, covariances = self._arrays()
-        return {
-            "weights": np.exp(log_weights),
-            "means": means,
-            "covariances": covariances,
-        }
-
-    def bhattacharyya(self):
-        """
-        Overlap of every pair of components.
-
-        Returns
-        -------
-        `~numpy.ndarray`, shape (num_components, num_components)
-            Bhattacharyya coefficients, 1 for equal components. Those with a
-            component that was merged into another are 0.
-
-        References
-        ----------
-        Bhattacharyya 1943, Bull. Calcutta Math. Soc. 35, 99; Kailath 1967,
-        IEEE Trans. Commun. Technol. 15, 52 (normal distributions).
-        """
-        return bhattacharyya(*self._arrays())
-
-    def duplicates(self, threshold=0.95):
-        """
-        Pairs of components that are nearly the same.
-
-        Parameters
-        ----------
-        threshold : float, optional
-            Bhattacharyya coefficient above which a pair is a duplicate.
-
-        Returns
-        -------
-        list of tuple
-            ``(i, j, coefficient)`` with ``i < j``, most similar first.
-        """
-        overlaps = np.triu(self.bhattacharyya(), 1)
-        pairs = zip(*np.nonzero(overlaps > threshold), strict=True)
-        found = [(int(i), int(j), float(overlaps[i, j])) for i, j in pairs]
-        return sorted(found, key=lambda pair: -pair[2])
+# how strongly covariances are drawn towards the common one, in units of the
+# galaxies per component: less, and each seed finds others
+_SHRINKAGE = 0.2
 
 
 @keras.saving.register_keras_serializable("astrovae")
@@ -544,6 +312,64 @@ class MixturePrior(Mixture):
             added = np.broadcast_to(posterior_variance, ours[1:])
             diagonal = self.covariance == "diagonal"
             covariances = covariances + (added if diagonal else np.diag(added))
+        log_weights = np.log(np.maximum(mixture.weights_, 1e-12))
+        self._raise_and_assign(log_weights, mixture.means_, covariances)
+
+    def set_components(self, weights, means, covariances):
+        """
+        Set the parameters of the mixture.
+
+        Parameters
+        ----------
+        weights : array_like, shape (num_components,)
+            Positive, or zero; they are divided by their sum.
+        means : array_like, shape (num_components, latent_dim)
+            The centres.
+        covariances : array_like
+            Variances of shape (num_components, latent_dim) if the components are
+            diagonal, else (num_components, latent_dim, latent_dim), which
+            `components` also gives; of tied ones, the first counts.
+
+        Raises
+        ------
+        ValueError
+            If a shape is another, a number not finite, or a variance not
+            positive.
+
+        Warns
+        -----
+        AstrovaeWarning
+            If covariances below 1e-4 are raised to it.
+        """
+        weights, means, covariances = (
+            np.array(part, dtype=float) for part in (weights, means, covariances)
+        )
+        shape = (self.num_components, self.latent_dim)
+        diagonal = self.covariance == "diagonal"
+        expected = {
+            "weights": (weights, shape[:1]),
+            "means": (means, shape),
+            "covariances": (covariances, shape if diagonal else (*shape, shape[1])),
+        }
+        for name, (array, wanted) in expected.items():
+            if array.shape != wanted or not np.isfinite(array).all():
+                msg = (
+                    f"{name} must be finite numbers of shape {wanted}, got an array of "
+                    f"shape {array.shape}."
+                )
+                raise ValueError(msg)
+        if (weights < 0).any() or not weights.sum() > 0:
+            msg = f"weights must not be negative, nor all zero, got {weights}."
+            raise ValueError(msg)
+        smallest = covariances if diagonal else np.linalg.eigvalsh(covariances)
+        if not (smallest > 0).all():
+            msg = f"covariances must be positive, got one of {smallest.min():.3g}."
+            raise ValueError(msg)
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(weights / weights.sum())
+        self._raise_and_assign(log_weights, means, covariances)
+
+    def _raise_and_assign(self, log_weights, means, covariances):
         covariances, num_raised = raise_covariances(
             covariances, diagonal=self.covariance == "diagonal"
         )
@@ -553,9 +379,181 @@ class MixturePrior(Mixture):
                 f"{VARIANCE_FLOOR} and were raised to it. Does it have more "
                 "components than the latents have clusters?"
             )
-            warnings.warn(msg, AstrovaeWarning, stacklevel=2)
-        log_weights = np.log(np.maximum(mixture.weights_, 1e-12))
-        self._assign(log_weights, mixture.means_, covariances)
+            warnings.warn(msg, AstrovaeWarning, stacklevel=3)
+        self._assign(np.maximum(log_weights, EMPTY_LOG_WEIGHT), means, covariances)
+
+    def fit(
+        self,
+        mean,
+        log_var=None,
+        scale_tril=None,
+        *,
+        start="k-means",
+        shrinkage=None,
+        num_restarts=20,
+        max_iter=1000,
+        seed=0,
+    ):
+        """
+        Find the mixture that suits the posteriors of galaxies best.
+
+        By expectation maximisation: of all mixtures near the start, it gives the
+        smallest `kl_divergence`, hence the largest ELBO of a model whose networks
+        stay as they are. Unlike a mixture of points it knows how uncertain
+        each galaxy is.
+
+        Parameters
+        ----------
+        mean : array_like, shape (n, latent_dim)
+            Means of the posteriors.
+        log_var : array_like, shape (n, latent_dim), optional
+            Logarithms of their variances.
+        scale_tril : array_like, shape (n, latent_dim, latent_dim), optional
+            Cholesky factors of full covariances, instead of ``log_var``.
+        start : {"k-means", "current"}, optional
+            Begin with k-means of the means, whitened or not, whichever ends better:
+            it finds nearly the same groups from any seed. Or go on from the
+            present components.
+        shrinkage : float, optional
+            How many galaxies' worth each component's covariance is drawn
+            towards that of all, unless it is tied. By default a fifth of the
+            galaxies per component.
+        num_restarts : int, optional
+            Starts of k-means.
+        max_iter : int, optional
+            Most iterations.
+        seed : int, optional
+            Seed of k-means.
+
+        Returns
+        -------
+        score : float
+            Mean over galaxies of ``logsumexp(log weight - cross-entropy)``, in
+            nats; the bound of the KL divergence is the negative of it, minus
+            the entropy of the posteriors.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer galaxies than components, or values are not finite.
+        """
+        check_option("start", start, ("k-means", "current"))
+        check_positive_int("num_restarts", num_restarts)
+        check_positive_int("max_iter", max_iter)
+        means, spreads = self._posteriors(mean, log_var, scale_tril)
+        if len(means) < self.num_components:
+            msg = (
+                f"a mixture of {self.num_components} components needs as many "
+                f"galaxies, got {len(means)}."
+            )
+            raise ValueError(msg)
+        if shrinkage is None:
+            shrinkage = _SHRINKAGE * len(means) / self.num_components
+        if start == "k-means":
+            starts = start_components(
+                means, self.num_components, num_restarts=num_restarts, seed=seed
+            )
+        else:
+            starts = [self._shares(means, spreads)]
+        fits = [
+            fit_components(
+                means,
+                spreads,
+                shares,
+                kind=self.covariance,
+                concentration=self.concentration,
+                shrinkage=shrinkage,
+                max_iter=max_iter,
+            )
+            for shares in starts
+        ]
+        found, score = max(fits, key=lambda fit: fit[1])
+        self._assign(*found)
+        return score
+
+    def _posteriors(self, mean, log_var, scale_tril):
+        """Means and variances, or covariances, in float64."""
+        means = np.asarray(mean, dtype=float)
+        if means.ndim != 2 or means.shape[1] != self.latent_dim:
+            msg = f"mean must have the shape (n, {self.latent_dim}), got {means.shape}."
+            raise ValueError(msg)
+        if scale_tril is not None:
+            factors = np.asarray(scale_tril, dtype=float)
+            spreads = factors @ np.swapaxes(factors, 1, 2)
+        elif log_var is not None:
+            spreads = np.exp(np.asarray(log_var, dtype=float))
+        else:
+            spreads = np.zeros_like(means)
+        if not (np.isfinite(means).all() and np.isfinite(spreads).all()):
+            msg = (
+                "latents must be finite; "
+                f"{(~np.isfinite(means).all(axis=1)).sum()} of {len(means)} means are "
+                "not. Leave out galaxies that were not measured."
+            )
+            raise ValueError(msg)
+        return means, spreads
+
+    def _full(self):
+        """Log-weights, means and full covariances."""
+        log_weights, means, covariances = self._arrays()
+        if self.covariance == "diagonal":
+            covariances = covariances[:, :, None] * np.eye(self.latent_dim)
+        return log_weights, means, covariances
+
+    def _shares(self, means, spreads):
+        joint = log_joint(means, spreads, *self._full())
+        shares = np.exp(joint - joint.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def revive(self, mean, log_var=None, scale_tril=None, *, threshold=0.005):
+        """
+        Give components that hold no galaxies a place where there are many.
+
+        Each takes half of the heaviest and widest component, and the mixture is
+        fitted again from there. What then comes out as a duplicate stays dead:
+        the galaxies have no use for it.
+
+        Parameters
+        ----------
+        mean, log_var, scale_tril : array_like
+            As for `fit`.
+        threshold : float, optional
+            Share of the galaxies below which a component is dead.
+
+        Returns
+        -------
+        list of int
+            The components that live again.
+        """
+        means, spreads = self._posteriors(mean, log_var, scale_tril)
+        dead = np.flatnonzero(
+            self._shares(means, spreads).mean(axis=0) < threshold
+        ).tolist()
+        if not dead or len(dead) == self.num_components:
+            return []
+        before = self._arrays()
+        log_weights, centers, covariances = self._full()
+        log_weights[dead] = EMPTY_LOG_WEIGHT
+        split_components(log_weights, centers, covariances, dead)
+        joint = log_joint(means, spreads, log_weights, centers, covariances)
+        shares = np.exp(joint - joint.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        found, _ = fit_components(
+            means,
+            spreads,
+            shares,
+            kind=self.covariance,
+            concentration=self.concentration,
+            shrinkage=_SHRINKAGE * len(means) / self.num_components,
+            max_iter=100,
+        )
+        self._assign(*found)
+        self.merge_duplicates()
+        alive = self._shares(means, spreads).mean(axis=0) >= threshold
+        revived = [k for k in dead if alive[k]]
+        if not revived:
+            self._assign(*before)
+        return revived
 
     def merge_duplicates(self, threshold=0.95):
         """

@@ -11,7 +11,8 @@ from keras import ops
 from astrovae._validation import check_positive_int
 from astrovae.layers._base import Prior
 from astrovae.layers._components import VARIANCE_FLOOR
-from astrovae.layers._mixtures import Mixture, MixturePrior
+from astrovae.layers._mixture_base import Mixture
+from astrovae.layers._mixtures import MixturePrior
 from astrovae.ops import (
     gaussian_cross_entropy,
     gaussian_kl,

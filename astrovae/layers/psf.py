@@ -14,6 +14,8 @@ __all__ = ["PSFConvolution"]
 # Measured on all backends: transforms of 64 x 64 stamps cost as much as 10 to
 # 20 shifted sums, forwards and backwards, whatever the size of the kernel.
 _LARGEST_DIRECT = 3
+# pixels on each side that interpolate a PSF
+_REACH = 4
 
 
 @saving.register_keras_serializable("astrovae")
@@ -107,6 +109,54 @@ class PSFConvolution(DensityLayer):
     def get_config(self):
         psf = None if self.psf is None else self.psf.tolist()
         return {**super().get_config(), "psf": psf, "method": self.method}
+
+
+def refine_psf(psf, number):
+    """
+    Draw effective PSFs for images of finer pixels.
+
+    After convolution with the result, the value of a pixel of the PSF's own
+    size that consists of ``number`` by ``number`` finer ones is that of the
+    finer pixel ``number // 2`` of it. If that is not its centre, since
+    ``number`` is even, the result is shifted by half a finer pixel.
+
+    Parameters
+    ----------
+    psf : tensor, shape (n, ky, kx, n_bands)
+        PSFs, with odd ``ky`` and ``kx``.
+    number : int
+        Finer pixels per pixel, along each axis.
+
+    Returns
+    -------
+    tensor, shape (n, ly, lx, n_bands)
+        PSFs on finer pixels, larger by some, with odd ``ly`` and ``lx``. They
+        are interpolated by polynomials of degree 7 through the nearest eight
+        pixels: flux, centroid and width are kept wherever a galaxy is painted.
+    """
+    _check_odd(psf.shape[1:3])
+    rows, columns = (_refining(size, number) for size in psf.shape[1:3])
+    return ops.einsum("aj,bk,njkc->nabc", rows, columns, psf)
+
+
+def _refining(size, number):
+    """Matrix that takes the pixels of a PSF along an axis to finer ones."""
+    half = size // 2
+    last = number * (half + _REACH) + 1
+    shift = number // 2 - 0.5 * (number - 1)
+    position = (np.arange(-last, last + 1) - shift) / number
+    first = np.floor(position) - _REACH + 1
+    matrix = np.zeros((len(position), size))
+    steps = np.arange(2 * _REACH)
+    for step in steps:
+        others = steps[steps != step]
+        offset = (position - first)[:, np.newaxis]
+        weight = np.prod((offset - others) / (step - others), axis=1)
+        pixel = (first + step).astype(int) + half
+        inside = (pixel >= 0) & (pixel < size)
+        matrix[np.flatnonzero(inside), pixel[inside]] = weight[inside]
+    # so many of them share the flux
+    return ops.convert_to_tensor(matrix / number, "float32")
 
 
 def _convolve_direct(images, psf):

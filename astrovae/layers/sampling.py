@@ -83,6 +83,11 @@ class GaussianSampling(SeededLayer):
     True
     """
 
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        # Keras would run a model eagerly in each prediction, to build it
+        self.built = True
+
     def call(self, inputs):
         mean, scale = inputs
         noise = keras.random.normal(

@@ -1,11 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """What a model learns from its training images before the first step."""
 
+import math
+
 import numpy as np
 from keras import ops
 
 from astrovae._batches import RowFunction
 from astrovae.models._masks import seen_pixels, valid_pixels
+from astrovae.models._observation import pool_pixels
 from astrovae.ops import fit_canvas
 
 __all__ = ["adapt_networks", "measure_scales"]
@@ -90,12 +93,12 @@ def adapt_networks(model, source):
             painted = model.to_aligned((painted, batch["pose"][:, :4]))
             share = model.to_aligned.resample_valid(valid, batch["pose"][:, :4])
             valid = ops.cast(share > _RESTS_ON_VALID, "float32")
-        painted = fit_canvas(painted, model.canvas_shape)
-        valid = fit_canvas(valid, model.canvas_shape)
+        painted = _refine(fit_canvas(painted, model.canvas_shape), model.oversampling)
+        valid = _refine(fit_canvas(valid, model.canvas_shape), model.oversampling)
         planes = model._planes(batch)
         # side information counts everywhere
         side = planes.shape[3] - valid.shape[3]
-        shown = fit_canvas(valid, planes.shape[1:3])
+        shown = fit_canvas(pool_pixels(valid, model.oversampling), planes.shape[1:3])
         ones = ops.ones_like(planes[..., :side])
         shown = ops.concatenate([shown, ones], axis=-1)
         return {
@@ -111,10 +114,16 @@ def adapt_networks(model, source):
     if encoder is not None:
         components = encoder(found["planes"], found["shown"], weights)
         _start_at_components(model)
-        if found["planes"].shape != found["painted"].shape or model.stretch != "linear":
+        pixels = math.prod(found["painted"].shape[1:])
+        if components[1].shape[1] != pixels or model.stretch != "linear":
             components = None
     if decoder is not None:
         decoder(found["painted"], found["valid"], weights, components)
+
+
+def _refine(maps, number):
+    """Repeat pixels."""
+    return ops.repeat(ops.repeat(maps, number, axis=1), number, axis=2)
 
 
 def _inverse_variances(model, source):

@@ -21,7 +21,7 @@ from astrovae._validation import (
     check_preprocessing,
 )
 
-__all__ = ["GalaxyModel"]
+__all__ = ["GalaxyModel", "PresetModel"]
 
 _AUGMENT = {
     None: None,
@@ -38,38 +38,24 @@ _NEEDS = {
 }
 
 
-class GalaxyModel(keras.Model):
+class PresetModel(keras.Model):
     """
-    Base of Keras models that take stacks of cutouts or arrays.
-
-    A subclass defines ``call`` and ``compute_loss`` over a batch (a dict of
-    tensors) and ``adapt``, which measures constants on the training images.
+    Base of Keras models that are kept in preset folders.
 
     Parameters
     ----------
-    image_shape : tuple of int
-        The shape of an image, ``(ny, nx, n_bands)``.
-    preprocessing : dict, optional
-        The record of how the training images were prepared.
     seed : int, optional
         Seed of the order of batches.
     **kwargs
         Arguments of `keras.Model`.
     """
 
-    def __init__(self, image_shape, preprocessing=None, seed=None, **kwargs):
-        # in mixed precision, too, pixels enter the likelihood as they are
-        super().__init__(autocast=False, **kwargs)
-        self.image_shape = _check_image_shape(image_shape)
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
         self.seed = seed
         self.sha256 = None
         # a plain object: Keras would track, wrap and save what it holds
-        self._plain = SimpleNamespace(preprocessing=preprocessing, functions={})
-
-    @property
-    def preprocessing(self):
-        """How the training images were prepared, or None."""
-        return self._plain.preprocessing
+        self._plain = SimpleNamespace(functions={})
 
     def compile(self, optimizer="adam", jit_compile="auto", **kwargs):
         """
@@ -92,6 +78,97 @@ class GalaxyModel(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def _map(self, name, function, source, **kwargs):
+        """Run a function of a batch over a source, compiled once for each name."""
+        if name is None:
+            return RowFunction(function, self).map(source, **kwargs)
+        functions = self._plain.functions
+        if name not in functions:
+            functions[name] = RowFunction(function, self)
+        return functions[name].map(source, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset, **kwargs):
+        """
+        Make a model from a named preset or a preset folder.
+
+        Parameters
+        ----------
+        preset : str or path-like
+            A name, e.g. "regier2015": a `VAE` without weights; or a folder
+            written by `save_preset`: a trained model.
+        **kwargs
+            For a name: ``image_shape``, and any argument of `VAE` to set
+            otherwise than the preset does.
+
+        Returns
+        -------
+        model : `VAE` or `LatentFlow`
+            The model.
+
+        Raises
+        ------
+        ~astrovae.exceptions.PresetError
+            If there is no such preset, the folder is incomplete, unreadable or
+            was altered, or it holds a model of another kind.
+        """
+        from astrovae.models.presets import load_preset
+
+        return load_preset(preset, kind=cls, **kwargs)
+
+    def save_preset(self, folder, *, overwrite=False, metadata=None):
+        """
+        Write configuration, weights and preparation record to a folder.
+
+        Parameters
+        ----------
+        folder : path-like
+            The folder to make. It appears complete or not at all.
+        overwrite : bool, optional
+            Replace an existing preset folder.
+        metadata : dict, optional
+            Anything to keep in ``metadata.json``.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder exists and ``overwrite`` is false.
+        """
+        from astrovae.models.presets import save_preset
+
+        save_preset(self, folder, overwrite=overwrite, metadata=metadata)
+
+
+class GalaxyModel(PresetModel):
+    """
+    Base of Keras models that take stacks of cutouts or arrays.
+
+    A subclass defines ``call`` and ``compute_loss`` over a batch (a dict of
+    tensors) and ``adapt``, which measures constants on the training images.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        The shape of an image, ``(ny, nx, n_bands)``.
+    preprocessing : dict, optional
+        The record of how the training images were prepared.
+    seed : int, optional
+        Seed of the order of batches.
+    **kwargs
+        Arguments of `keras.Model`.
+    """
+
+    def __init__(self, image_shape, preprocessing=None, seed=None, **kwargs):
+        # in mixed precision, too, pixels enter the likelihood as they are
+        super().__init__(seed, autocast=False, **kwargs)
+        self.image_shape = _check_image_shape(image_shape)
+        self._plain.preprocessing = preprocessing
+
+    @property
+    def preprocessing(self):
+        """How the training images were prepared, or None."""
+        return self._plain.preprocessing
 
     def fit(
         self,
@@ -254,66 +331,6 @@ class GalaxyModel(keras.Model):
         """Measure what must be known before the first step."""
         if not self.adapted:
             self.adapt(source)
-
-    def _map(self, name, function, source, **kwargs):
-        """Run a function of a batch over a source, compiled once for each name."""
-        if name is None:
-            return RowFunction(function, self).map(source, **kwargs)
-        functions = self._plain.functions
-        if name not in functions:
-            functions[name] = RowFunction(function, self)
-        return functions[name].map(source, **kwargs)
-
-    @classmethod
-    def from_preset(cls, preset, **kwargs):
-        """
-        Make a model from a named preset or a preset folder.
-
-        Parameters
-        ----------
-        preset : str or path-like
-            A name, e.g. "regier2015": an architecture without weights; or a
-            folder written by `save_preset`: a trained model.
-        **kwargs
-            For a name: ``image_shape``, and any argument of `VAE` to set
-            otherwise than the preset does.
-
-        Returns
-        -------
-        model : `VAE`
-            The model.
-
-        Raises
-        ------
-        ~astrovae.exceptions.PresetError
-            If there is no such preset, or the folder is incomplete, unreadable
-            or was altered.
-        """
-        from astrovae.models.presets import load_preset
-
-        return load_preset(preset, **kwargs)
-
-    def save_preset(self, folder, *, overwrite=False, metadata=None):
-        """
-        Write configuration, weights and preparation record to a folder.
-
-        Parameters
-        ----------
-        folder : path-like
-            The folder to make. It appears complete or not at all.
-        overwrite : bool, optional
-            Replace an existing preset folder.
-        metadata : dict, optional
-            Anything to keep in ``metadata.json``.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder exists and ``overwrite`` is false.
-        """
-        from astrovae.models.presets import save_preset
-
-        save_preset(self, folder, overwrite=overwrite, metadata=metadata)
 
 
 def _check_image_shape(image_shape):

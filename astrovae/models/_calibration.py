@@ -4,13 +4,14 @@
 import numpy as np
 from keras import ops
 
-from astrovae.models._base import GalaxyModel
+from astrovae.models._predictive import predict_pixels
+from astrovae.models._schedulable import SchedulableModel
 from astrovae.models._simulate import simulate_galaxies
 
 __all__ = ["CalibratedModel"]
 
 
-class CalibratedModel(GalaxyModel):
+class CalibratedModel(SchedulableModel):
     """
     Base of models that draw galaxies and correct their uncertainties.
 
@@ -72,6 +73,65 @@ class CalibratedModel(GalaxyModel):
             If ``z`` is not one row of latents for each galaxy.
         """
         return simulate_galaxies(self, inputs, z, seed, batch_size, show_progress)
+
+    def posterior_predictive(
+        self,
+        inputs,
+        *,
+        num_samples=64,
+        aperture=None,
+        seed=0,
+        refine=0,
+        batch_size=256,
+        show_progress=False,
+    ):
+        """
+        Predict all pixels of galaxies and their fluxes, with uncertainties.
+
+        Masked pixels and bands that are missing are predicted like all others:
+        this is how to fill them in. Train with ``band_dropout`` for it.
+
+        Parameters
+        ----------
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies.
+        num_samples : int, optional
+            Latents drawn per galaxy, quasi-random as for `elbo`; best a power
+            of two.
+        aperture : float, optional
+            Radius in pixels of the circle, around the middle of the stamp, in
+            which flux is added up. By default it is that of the whole stamp.
+        seed : int, optional
+            Seed of the latents, which all galaxies share.
+        refine, batch_size, show_progress
+            As for `encode`.
+
+        Returns
+        -------
+        prediction : dict of `~numpy.ndarray`
+            ``mean`` and ``std``, ``(n, ny, nx, n_bands)``, of each pixel as it
+            would be observed, with the pose and behind the PSF of the galaxy;
+            ``flux`` and ``flux_std``, ``(n, n_bands)``, of their sum. All in the
+            unit of the pixels. Galaxies without a valid pixel are
+            predicted from the prior.
+
+        Raises
+        ------
+        ValueError
+            If ``num_samples`` or ``aperture`` is not positive.
+
+        Notes
+        -----
+        A variance is that of what is painted at latents drawn from the posterior,
+        with sigmas times `latent_temperature`, and the mean of what the decoder
+        learned about how badly it paints, with its floor, for which pixels
+        are taken to be independent. The known noise of an observation is not in
+        it: add ``error**2`` to compare with one. Models that were trained without
+        errors have learned the noise.
+        """
+        return predict_pixels(
+            self, inputs, num_samples, aperture, seed, refine, batch_size, show_progress
+        )
 
     def calibrate(self, inputs, *, batch_size=256, show_progress=False):
         """

@@ -9,6 +9,7 @@ from astrovae._validation import check_positive_int
 from astrovae.models._calibration import CalibratedModel
 from astrovae.models._draws import normal_draws
 from astrovae.models._refine import WithPosterior, refine_posteriors
+from astrovae.models._rotations import encode_rotations
 
 __all__ = ["ACTIVE_VARIANCE", "LatentModel"]
 
@@ -40,7 +41,9 @@ class LatentModel(CalibratedModel):
         raw = refine_posteriors(self, source, refine, batch_size, show_progress)
         return WithPosterior(source, raw)
 
-    def encode(self, inputs, *, refine=0, batch_size=256, show_progress=False):
+    def encode(
+        self, inputs, *, refine=0, n_rotations=1, batch_size=256, show_progress=False
+    ):
         """
         Give the posterior of the latents.
 
@@ -52,6 +55,11 @@ class LatentModel(CalibratedModel):
             Improve each posterior by so many gradient steps on the galaxy's own
             evidence lower bound: what the encoder gets nearly right becomes
             right. It takes about as long as so many epochs of training.
+        n_rotations : int, optional
+            For models without a pose: turn each galaxy by so many angles, evenly
+            spaced, and take the mean over all of them. The variance is then the mean
+            of the variances plus the variance of the means. What turns out of the
+            stamp is lost, and what turns in is zero.
         batch_size : int, optional
             Galaxies at a time.
         show_progress : bool, optional
@@ -69,7 +77,8 @@ class LatentModel(CalibratedModel):
         ------
         ValueError
             If the images have another shape than those of the training, or
-            lack a plane that the model needs.
+            lack a plane that the model needs; or if ``n_rotations`` does not go
+            with a pose or with ``refine``.
         ~astrovae.exceptions.PreprocessingError
             If they were prepared in another way.
 
@@ -77,14 +86,19 @@ class LatentModel(CalibratedModel):
         ----------
         Kim et al. 2018, ICML (arXiv:1802.02550), for ``refine``.
         """
-        result = self._map(
-            "encode",
-            self._encode_batch,
-            self._posterior_source(inputs, refine, batch_size, show_progress),
-            batch_size=batch_size,
-            description="Encoding",
-            show_progress=show_progress,
-        )
+        if check_positive_int("n_rotations", n_rotations) > 1:
+            result = encode_rotations(
+                self, inputs, n_rotations, refine, batch_size, show_progress
+            )
+        else:
+            result = self._map(
+                "encode",
+                self._encode_batch,
+                self._posterior_source(inputs, refine, batch_size, show_progress),
+                batch_size=batch_size,
+                description="Encoding",
+                show_progress=show_progress,
+            )
         shift = 2.0 * np.log(self.latent_temperature)
         shift = np.where(result["measured"][:, None], shift, 0.0).astype(np.float32)
         return result["mean"], result["log_var"] + shift
@@ -205,13 +219,20 @@ class LatentModel(CalibratedModel):
             raise ValueError(msg)
 
     def responsibilities(
-        self, inputs, *, refine=0, batch_size=256, show_progress=False
+        self,
+        inputs,
+        *,
+        refine=0,
+        batch_size=256,
+        show_progress=False,
+        return_mean=False,
     ):
         """
         Give the probability of each component of a mixture prior.
 
         They depend on the posterior of the galaxy, its mean and its variance,
-        and neither on a sample of it nor on other galaxies.
+        and neither on a sample of it nor on other galaxies, nor, as the ELBO, on
+        `latent_temperature`.
 
         Parameters
         ----------
@@ -219,11 +240,15 @@ class LatentModel(CalibratedModel):
             Galaxies.
         refine, batch_size, show_progress
             As for `encode`.
+        return_mean : bool, optional
+            Give the means of the posteriors, too, which `encode` would compute anew.
 
         Returns
         -------
         probabilities : `~numpy.ndarray`, shape (n, num_components)
             Rows add up to 1. NaN for galaxies without a valid pixel.
+        mean : `~numpy.ndarray`, shape (n, latent_dim)
+            The means, only if ``return_mean``.
 
         Raises
         ------
@@ -238,7 +263,8 @@ class LatentModel(CalibratedModel):
             if "scale_tril" in posterior:
                 shape = {"scale_tril": posterior["scale_tril"]}
             gamma = self.prior.responsibilities(posterior["mean"], **shape)
-            return {"gamma": gamma, "measured": posterior["measured"]}
+            kept = {name: posterior[name] for name in ("mean", "measured")}
+            return {"gamma": gamma, **kept}
 
         result = self._map(
             "responsibilities",
@@ -248,7 +274,8 @@ class LatentModel(CalibratedModel):
             description="Assigning",
             show_progress=show_progress,
         )
-        return np.where(result["measured"][:, None], result["gamma"], np.nan)
+        gamma = np.where(result["measured"][:, None], result["gamma"], np.nan)
+        return (gamma, result["mean"]) if return_mean else gamma
 
     def active_units(self, inputs, *, threshold=ACTIVE_VARIANCE, batch_size=256):
         """

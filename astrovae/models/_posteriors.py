@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from astrovae.ops import (
+    gaussian_kl,
     gaussian_log_prob,
     gaussian_log_prob_tril,
     marginal_log_var,
@@ -21,6 +22,7 @@ __all__ = ["POSTERIORS", "choose"]
 
 # posterior sigmas between 5e-5 and 150: wider than any use, and exp is safe
 _LOG_VAR_RANGE = (-20.0, 10.0)
+_MOMENTS = ("mean", "log_var")
 
 
 class DiagonalPosterior:
@@ -49,6 +51,11 @@ class DiagonalPosterior:
         """Give the logarithm of the density, shape (n,)."""
         terms = gaussian_log_prob(z, posterior["mean"], posterior["log_var"])
         return ops.sum(terms, axis=-1)
+
+    def divergence(self, posterior, other):
+        """Give the KL divergence of a posterior from another one, shape (n,)."""
+        pairs = (part[name] for part in (posterior, other) for name in _MOMENTS)
+        return ops.sum(gaussian_kl(*pairs), axis=-1)
 
     def kl_terms(self, prior, posterior, z):
         """Give the terms of the KL divergence from a prior."""
@@ -92,6 +99,13 @@ class FullPosterior(DiagonalPosterior):
 
     def log_prob(self, posterior, z):
         return gaussian_log_prob_tril(z, posterior["mean"], posterior["scale_tril"])
+
+    def divergence(self, posterior, other):
+        mean, scale_tril = posterior["mean"], posterior["scale_tril"]
+        white = ops.solve_triangular(other["scale_tril"], scale_tril, lower=True)
+        spread = 0.5 * (ops.sum(ops.square(white), axis=(1, 2)) - mean.shape[1])
+        there = self.log_prob(other, mean)
+        return self.log_prob(posterior, mean) - there + spread
 
 
 class DeltaPosterior(DiagonalPosterior):

@@ -19,6 +19,8 @@ _LEARNING_RATE = 0.05
 _BETA_2 = 0.95
 # Pairs of opposite samples of each step.
 _NUM_PAIRS = 1
+# Samples that say whether posteriors became better.
+_NUM_SAMPLES = 16
 
 
 class _Refiner(keras.Model):
@@ -30,7 +32,7 @@ class _Refiner(keras.Model):
     up, and Adam works on each number by itself.
     """
 
-    def __init__(self, vae, batch_size, num_steps):
+    def __init__(self, vae, batch_size, num_steps, learning_rate):
         super().__init__(autocast=False, name="refiner", dtype="float32")
         self.vae = vae
         self.raw = self._state("raw", (batch_size, vae.posterior_layer.units))
@@ -38,7 +40,7 @@ class _Refiner(keras.Model):
         draws = normal_draws(num_steps * _NUM_PAIRS, vae.latent_dim)
         draws = draws.reshape(num_steps, _NUM_PAIRS, vae.latent_dim)
         self._noise = np.concatenate([draws, -draws], axis=1)
-        rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, num_steps)
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
         # torch runs eagerly: its compiler costs minutes
         jit_compile = keras.config.backend() != "torch"
         optimizer = keras.optimizers.Adam(rate, beta_2=_BETA_2)
@@ -81,11 +83,13 @@ class _Refiner(keras.Model):
         step = ops.mod(ops.convert_to_tensor(self.step), len(self._noise))
         noise = ops.take(ops.convert_to_tensor(self._noise), step, axis=0)
         self.step.assign_add(1)
+        # a point is the same for all samples
+        number = 1 if self.vae.posterior == "delta" else 2 * _NUM_PAIRS
         elbo = 0.0
-        for i in range(2 * _NUM_PAIRS):
+        for i in range(number):
             log_like, kl = self.vae._elbo_terms(inputs, posterior, noise[i])
             elbo = elbo + log_like - kl
-        return elbo / (2 * _NUM_PAIRS)
+        return elbo / number
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
         return -ops.sum(y_pred)
@@ -144,7 +148,16 @@ class _Repeated(keras.utils.PyDataset):
         return self.batch
 
 
-def refine_posteriors(model, source, num_steps, batch_size, show_progress=False):
+def refine_posteriors(
+    model,
+    source,
+    num_steps,
+    batch_size,
+    show_progress=False,
+    *,
+    learning_rate=_LEARNING_RATE,
+    num_samples=_NUM_SAMPLES,
+):
     """
     Improve posteriors by gradient steps on each galaxy's own ELBO.
 
@@ -160,6 +173,10 @@ def refine_posteriors(model, source, num_steps, batch_size, show_progress=False)
         Galaxies at a time.
     show_progress : bool, optional
         Show a progress bar.
+    learning_rate : float, optional
+        Learning rate of the first step.
+    num_samples : int, optional
+        Latents per galaxy that say whether its ELBO became better.
 
     Returns
     -------
@@ -173,7 +190,7 @@ def refine_posteriors(model, source, num_steps, batch_size, show_progress=False)
     raw = before["raw"]
     functions, size = model._plain.functions, (batch_size, num_steps)
     if functions.get("refine", (None,))[0] != size:
-        functions["refine"] = size, _Refiner(model, *size)
+        functions["refine"] = size, _Refiner(model, *size, learning_rate)
     (_, refiner), better = functions["refine"], []
     with (
         _keeping_weights(model),
@@ -187,7 +204,7 @@ def refine_posteriors(model, source, num_steps, batch_size, show_progress=False)
             advance(len(better[-1]))
     better = np.concatenate(better)
     elbos = [
-        model._terms(WithPosterior(source, values), 16, batch_size)["elbo"]
+        model._terms(WithPosterior(source, values), num_samples, batch_size)["elbo"]
         for values in (raw, better)
     ]
     return np.where((elbos[1] > elbos[0])[:, None], better, raw)

@@ -2,6 +2,8 @@
 """What happens while a model is trained."""
 
 import functools
+import math
+import warnings
 
 import keras
 import numpy as np
@@ -10,12 +12,13 @@ from keras import ops
 from astrovae._progress import progress_bar
 from astrovae._sources import EvenlySpaced
 from astrovae._validation import check_positive_int
+from astrovae.exceptions import AstrovaeWarning
 from astrovae.models._inference import ACTIVE_VARIANCE
 from astrovae.ops import gaussian_kl
 
 __all__ = [
     "CollapseMonitor",
-    "MixtureInitialization",
+    "TerminateOnDivergence",
     "TrainingProgress",
 ]
 
@@ -62,111 +65,58 @@ class TrainingProgress(keras.callbacks.Callback):
         self._bar.__exit__(None, None, None)
 
 
-class MixtureInitialization(keras.callbacks.Callback):
+class TerminateOnDivergence(keras.callbacks.Callback):
     """
-    Place the components of a mixture prior where the galaxies are.
+    Stop a training that diverges, and go back to its last good epoch.
 
-    After some epochs a Gaussian mixture is fitted to the posterior means; its
-    weights, means and covariances, widened by the mean variance of the
-    posteriors, become those of the prior.
+    Where the loss of an epoch or a weight is not finite, the model gets the
+    weights that it had after the epoch before, training stops, and a warning
+    says so. ``stopped_epoch`` is that epoch; `None` if all went well. Unlike
+    Keras' ``TerminateOnNaN``, it leaves a model that can be used.
 
-    Parameters
-    ----------
-    inputs : `~astrovae.images.CutoutStack`, array or dict
-        Training images.
-    epochs : int
-        How many epochs to train before.
-    max_galaxies : int, optional
-        Use at most this many, evenly spaced.
-    num_restarts : int, optional
-        How often to fit, from different starts; the best fit is taken.
-    seed : int, optional
-        Seed of the starts.
-    batch_size : int, optional
-        Galaxies at a time.
-
-    Raises
-    ------
-    TypeError
-        When training begins, if the prior of the model is no
-        `~astrovae.layers.MixturePrior`.
-    ValueError
-        If there are fewer galaxies than components.
-
-    See Also
-    --------
-    astrovae.layers.MixturePrior.initialize_from_gmm : What it calls.
-
-    References
-    ----------
-    Jiang et al. 2017, IJCAI (arXiv:1611.05148).
+    Warns
+    -----
+    ~astrovae.exceptions.AstrovaeWarning
+        If the training diverged.
 
     Examples
     --------
-    >>> from astrovae.datasets import make_galaxies
-    >>> from astrovae.layers import MixturePrior
-    >>> from astrovae.models import VAE, MixtureInitialization
-    >>> truth, stack = make_galaxies(64, shape=(16, 16), seed=1)
-    >>> prior = MixturePrior(num_components=3, latent_dim=2)
-    >>> vae = VAE(stack.image_shape, latent_dim=2, prior=prior)
-    >>> vae.compile()
-    >>> start = MixtureInitialization(stack, epochs=1)
-    >>> history = vae.fit(stack, epochs=2, verbose=0, callbacks=[start])
+    >>> from astrovae.models import TerminateOnDivergence
+    >>> guard = TerminateOnDivergence()
     """
 
-    def __init__(
-        self,
-        inputs,
-        epochs,
-        *,
-        max_galaxies=10_000,
-        num_restarts=10,
-        seed=0,
-        batch_size=256,
-    ):
+    def __init__(self):
         super().__init__()
-        self.epochs = check_positive_int("epochs", epochs, minimum=0)
-        self.num_restarts = check_positive_int("num_restarts", num_restarts)
-        self.seed, self.batch_size = seed, batch_size
-        self._source = EvenlySpaced(inputs, max_galaxies)
+        self.stopped_epoch = None
 
     def on_train_begin(self, logs=None):
-        if not hasattr(self.model.prior, "initialize_from_gmm"):
-            msg = (
-                "MixtureInitialization needs a model whose prior is a MixturePrior, "
-                f"got {type(self.model.prior).__name__}."
-            )
-            raise TypeError(msg)
+        self.stopped_epoch = None
+        self._good = self.model.get_weights()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        # decided by the epoch alone, so that a resumed training does the same
-        if epoch != self.epochs:
+    def on_epoch_end(self, epoch, logs=None):
+        weights = self.model.get_weights()
+        loss = (logs or {}).get("loss", 0.0)
+        if math.isfinite(loss) and all(np.isfinite(part).all() for part in weights):
+            self._good = weights
             return
-        from sklearn.mixture import GaussianMixture
-
-        model = self.model
-        posterior = model._map(
-            "encode", model._encode_batch, self._source, batch_size=self.batch_size
+        self.model.set_weights(self._good)
+        for variable in self.model.optimizer.variables:
+            # else the next training would begin with what broke this one
+            value = ops.convert_to_numpy(variable)
+            if not np.isfinite(value).all():
+                variable.assign(np.zeros_like(value))
+        self.model.stop_training = True
+        self.stopped_epoch = epoch
+        msg = (
+            f"The training diverged in epoch {epoch + 1}: its loss is {loss}. The "
+            "model has the weights of the epoch before. Use a smaller learning "
+            "rate, a SigmaWarmup, or clipnorm in the optimizer, and check the "
+            "errors of the pixels."
         )
-        measured = posterior["measured"]
-        mean, log_var = posterior["mean"][measured], posterior["log_var"][measured]
-        prior = model.prior
-        if len(mean) < prior.num_components:
-            msg = (
-                f"a mixture of {prior.num_components} components needs as many "
-                f"galaxies, got {len(mean)} with valid pixels."
-            )
-            raise ValueError(msg)
-        names = {"diagonal": "diag", "tied": "tied", "full": "full"}
-        mixture = GaussianMixture(
-            prior.num_components,
-            covariance_type=names[prior.covariance],
-            init_params="k-means++",
-            n_init=self.num_restarts,
-            random_state=self.seed,
-            max_iter=500,
-        ).fit(mean.astype(np.float64))
-        prior.initialize_from_gmm(mixture, np.exp(log_var).mean(axis=0))
+        warnings.warn(msg, AstrovaeWarning, stacklevel=2)
+
+    def on_train_end(self, logs=None):
+        self._good = None
 
 
 class CollapseMonitor(keras.callbacks.Callback):

@@ -171,8 +171,8 @@ class CorrelatedGaussianLikelihood(GaussianLikelihood):
 
     def get_config(self):
         config = super().get_config()
-        config.pop("beta_nll")
-        config.pop("profile")
+        for name in ("beta_nll", "profile", "stretch"):
+            config.pop(name)
         return {"correlation": self.correlation.tolist(), **config}
 
     def _power(self, ny, nx):

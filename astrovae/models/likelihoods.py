@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from astrovae._validation import check_option
+from astrovae.models._stretches import as_config, as_stretch
 from astrovae.ops import gaussian_log_prob, weighted_sum
 
 __all__ = [
@@ -223,6 +224,15 @@ class GaussianLikelihood(Likelihood):
         pixels. So every galaxy is to be painted as well as it can be, faint
         and bright ones alike, whatever the variance says.
 
+    stretch : astropy object, optional
+        An `~astropy.visualization.AsinhStretch` or ``LinearStretch`` of the pixels in
+        units of the image scale, or an `~astropy.visualization.ImageNormalize` with
+        one of these and fixed limits. Then the stretched pixels are normal
+        around the stretched galaxy, with the variance that follows from that of
+        the pixels to first order. Likelihoods are still densities of the
+        pixels as they are, with the change of variables, and so
+        can be compared with those of models without a stretch.
+
     References
     ----------
     Regier et al. 2015, NIPS workshop "A deep generative model for astronomical
@@ -247,6 +257,7 @@ class GaussianLikelihood(Likelihood):
         transform="softplus",
         beta_nll=0.0,
         profile=0.0,
+        stretch=None,
     ):
         if sigma_floor < 0:
             msg = f"sigma_floor must not be negative, got {sigma_floor}."
@@ -262,6 +273,14 @@ class GaussianLikelihood(Likelihood):
         self.sigma_floor = float(sigma_floor)
         self.beta_nll = float(beta_nll)
         self.transform = check_option("transform", transform, ("softplus", "exp"))
+        self.stretch = None if stretch is None else as_stretch(stretch)
+        if self.stretch is not None and not getattr(self.stretch, "invertible", False):
+            msg = (
+                "the stretch of a likelihood must be one of astropy.visualization that "
+                "takes any pixel: AsinhStretch, LinearStretch, or an ImageNormalize "
+                f"with one of these; got {as_config(self.stretch)!r}."
+            )
+            raise ValueError(msg)
 
     @property
     def num_parameters(self):
@@ -305,16 +324,48 @@ class GaussianLikelihood(Likelihood):
         """
         maps = ops.cast(maps, "float32")
         floor = self.floor(scale)
+        unit = {} if self.stretch is None else {"scale": ops.cast(scale, "float32")}
         if not self.learn_variance:
             variance = ops.broadcast_to(floor, ops.shape(maps))
-            return {"mean": maps, "variance": variance, "log_var": ops.log(variance)}
+            log_var = ops.log(variance)
+            return {"mean": maps, "variance": variance, "log_var": log_var, **unit}
         mean, raw = ops.split(maps, 2, axis=-1)
         if self.transform == "softplus":
             learned = ops.softplus(raw)
         else:
             learned = ops.exp(ops.clip(raw, -_LOG_VAR_LIMIT, _LOG_VAR_LIMIT))
         variance = learned + floor
-        return {"mean": mean, "variance": variance, "log_var": ops.log(variance)}
+        log_var = ops.log(variance)
+        return {"mean": mean, "variance": variance, "log_var": log_var, **unit}
+
+    def _stretch_slopes(self, params):
+        """Stretched means, and the slopes of the stretch there."""
+        scale, mean = params["scale"], params["mean"] * params["scale"]
+        slope = ops.exp(self.stretch.log_slope(mean, scale)) * scale
+        return self.stretch(mean, scale), slope
+
+    def standardize(self, image, params, error=None):
+        """
+        Give the residuals in units of what is expected.
+
+        Parameters
+        ----------
+        image, params, error : tensor
+            As for `Likelihood.standardize`.
+
+        Returns
+        -------
+        tensor, shape (n, ny, nx, n_bands)
+            Uncorrelated, with mean 0 and variance 1, if the model is right;
+            those of the stretched pixels, if there is a stretch.
+        """
+        if self.stretch is None:
+            return super().standardize(image, params, error)
+        center, slope = self._stretch_slopes(params)
+        scale, sigma = params["scale"], ops.sqrt(self.variance(params, error))
+        return (self.stretch(ops.multiply(image, scale), scale) - center) / (
+            slope * sigma
+        )
 
     def draw(self, params, noise, error=None):
         """
@@ -336,7 +387,14 @@ class GaussianLikelihood(Likelihood):
             If the variance is neither learned nor given.
         """
         self._check_noise(error)
-        return super().draw(params, noise, error)
+        if self.stretch is None:
+            return super().draw(params, noise, error)
+        center, slope = self._stretch_slopes(params)
+        scale, sigma = params["scale"], ops.sqrt(self.variance(params, error))
+        return (
+            self.stretch.inverse(center + ops.multiply(slope * sigma, noise), scale)
+            / scale
+        )
 
     def log_prob_map(self, image, params, error=None, valid=None):
         """
@@ -366,7 +424,15 @@ class GaussianLikelihood(Likelihood):
         self._check_noise(error)
         variance = self.variance(params, error)
         log_var = params["log_var"] if error is None else ops.log(variance)
-        return gaussian_log_prob(image, params["mean"], log_var, variance)
+        if self.stretch is None:
+            return gaussian_log_prob(image, params["mean"], log_var, variance)
+        # the change of variables at the pixel, and that of its sigma
+        white, scale = self.standardize(image, params, error), params["scale"]
+        there, here = (
+            self.stretch.log_slope(ops.multiply(pixels, scale), scale)
+            for pixels in (image, params["mean"])
+        )
+        return gaussian_log_prob(white, 0.0, 0.0) - 0.5 * log_var + there - here
 
     def objective_map(self, image, params, valid, error=None, terms=None):
         """
@@ -432,6 +498,7 @@ class GaussianLikelihood(Likelihood):
             "transform": self.transform,
             "beta_nll": self.beta_nll,
             "profile": self.profile,
+            "stretch": as_config(self.stretch),
         }
 
 

@@ -168,17 +168,17 @@ class _EigenNetwork(keras.layers.Layer):
         components : tuple of `~numpy.ndarray`
             Mean image, components and coefficients.
         """
-        images = np.asarray(images, np.float32).reshape(len(images), -1)
+        images, present = self._split(np.asarray(images, np.float32))
         pixels, rank = self.basis.shape
         if images.shape[1] != pixels:
             msg = f"expected images of {pixels} values, got {images.shape[1]}."
             raise ValueError(msg)
         if components is None or len(components[1]) != min(rank, len(images)):
             # another network may have fewer of them
-            valid = None if valid is None else np.reshape(valid, images.shape)
+            valid = None if valid is None else self._split(np.asarray(valid))[0]
             components = principal_components(images, rank, valid, weights)
         center, rows, _ = components
-        coefficients = self._coefficients(images, components)
+        coefficients = self._coefficients(images, present, components)
         mean = np.average(coefficients, axis=0, weights=weights)
         squares = np.square(coefficients - mean)
         spread = np.sqrt(np.average(squares, axis=0, weights=weights))
@@ -192,6 +192,10 @@ class _EigenNetwork(keras.layers.Layer):
         self._adapt_variance(images, valid, weights, components)
         self._adapted.assign(1.0)
         return components
+
+    def _split(self, images):
+        """Pixels, (n, pixels), and which of them belong to bands that are there."""
+        return images.reshape(len(images), -1), 1.0
 
     @property
     def adapted(self):
@@ -237,6 +241,11 @@ class EigenEncoder(_EigenNetwork, SeededLayer):
     dropout : float, optional
         The share of the coefficients that the hidden layers do not see in a
         step of training, another one each time.
+    num_indicators : int, optional
+        How many of the last channels say which bands a galaxy has at all, as
+        ``side_inputs="bands"`` of a `VAE` with so many bands appends them. They
+        are numbers beside the coefficients, and where they say that a band is
+        missing, the mean image takes its place.
     seed : int, optional
         Seed of the dropout.
     **kwargs
@@ -264,6 +273,7 @@ class EigenEncoder(_EigenNetwork, SeededLayer):
         activation="gelu",
         trainable_basis=False,
         dropout=0.0,
+        num_indicators=0,
         seed=None,
         **kwargs,
     ):
@@ -279,18 +289,44 @@ class EigenEncoder(_EigenNetwork, SeededLayer):
             msg = f"dropout must be at least 0 and less than 1, got {dropout}."
             raise ValueError(msg)
         self.dropout = float(dropout)
+        self.num_indicators = check_positive_int(
+            "num_indicators", num_indicators, minimum=0
+        )
 
     def build(self, input_shape):
-        self._build(input_shape[1:], None)
+        *frame, channels = input_shape[1:]
+        pixels = channels - self.num_indicators
+        if pixels < 1 or (self.num_indicators and pixels % self.num_indicators):
+            msg = (
+                f"images of {channels} channels have no indicators of "
+                f"{self.num_indicators} bands: these, and all before them, are a "
+                "channel for each band."
+            )
+            raise ValueError(msg)
+        rank = min(self.num_components, math.prod(frame) * pixels)
+        self._build((*frame, pixels), rank + self.num_indicators)
 
-    def _coefficients(self, images, components):
+    def _split(self, images):
+        number = self.num_indicators
+        if not number:
+            return super()._split(images)
+        pixels = images[..., :-number].reshape(len(images), -1)
+        present = np.tile(images[:, 0, 0, -number:], pixels.shape[1] // number)
+        return pixels, present
+
+    def _coefficients(self, images, present, components):
         # as `call` meets them: missing pixels are zero
         center, rows, _ = components
-        return (images - center) @ rows.T
+        return (present * (images - center)) @ rows.T
 
     def call(self, inputs, training=False):
-        pixels = ops.reshape(inputs, (-1, self.basis.shape[0]))
-        offset = ops.cast(pixels, "float32") - self.center
+        inputs, number = ops.cast(inputs, "float32"), self.num_indicators
+        planes = inputs[..., :-number] if number else inputs
+        offset = ops.reshape(planes, (-1, self.basis.shape[0])) - self.center
+        present = inputs[:, 0, 0, inputs.shape[3] - number :]
+        if number:
+            repeats = offset.shape[1] // number
+            offset = offset * ops.tile(present, (1, repeats))
         whitened = (ops.matmul(offset, self.basis) - self.mean) / self.spread
         # linear for most galaxies; a few are far out, and are seen nearer
         whitened = _SOFTENING * arcsinh(whitened / _SOFTENING)
@@ -300,15 +336,22 @@ class EigenEncoder(_EigenNetwork, SeededLayer):
             seen = keras.random.dropout(
                 whitened, self.dropout, seed=self.seed_generator
             )
+        if number:
+            present = ops.cast(present, self.compute_dtype)
+            seen = ops.concatenate([seen, present], axis=-1)
         return ops.concatenate([whitened, self._features(seen)], axis=-1)
 
     def compute_output_shape(self, input_shape):
-        rank = min(self.num_components, math.prod(input_shape[1:]))
-        units = self.hidden_units[-1] if self.hidden_units else rank
+        *frame, channels = input_shape[1:]
+        pixels = math.prod(frame) * (channels - self.num_indicators)
+        rank = min(self.num_components, pixels)
+        units = (self.hidden_units or (rank + self.num_indicators,))[-1]
         return (input_shape[0], rank + units)
 
     def get_config(self):
-        return {**super().get_config(), "dropout": self.dropout}
+        config = super().get_config()
+        config |= {"dropout": self.dropout, "num_indicators": self.num_indicators}
+        return config
 
 
 @keras.saving.register_keras_serializable("astrovae")
@@ -396,7 +439,7 @@ class EigenDecoder(_EigenNetwork):
                 math.prod(self.image_shape), dtype=self.dtype_policy
             )
 
-    def _coefficients(self, images, components):
+    def _coefficients(self, images, present, components):
         return components[2]
 
     def _adapt_variance(self, images, valid, weights, components):

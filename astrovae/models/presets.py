@@ -60,10 +60,11 @@ _PRESETS = {
     "lanusse2020": {
         "description": "Convolutional, 16 latents, known noise, positive light, for "
         "128 x 128 single-band images with errors. Widths, depth and latents "
-        "are those of the training script; the blocks are our residual ones in "
-        "place of separable convolutions with layer normalisation, and penalties "
-        "on total variation and borders are left out. The noise of the script "
-        "was 0.03 per pixel.",
+        "are those of the training script, and so are the weights of its penalties "
+        "on total variation and borders, at its noise of 0.03 per pixel; the blocks "
+        "are our residual ones in place of separable convolutions with layer "
+        "normalisation. With psf=True it paints galaxies before their PSF, as the "
+        "script does.",
         "bibtex": """@article{lanusse2021deep,
   author  = {Lanusse, Fran{\\c{c}}ois and Mandelbaum, Rachel and Ravanbakhsh,
              Siamak and Li, Chun-Liang and Freeman, Peter and P{\\'o}czos,
@@ -77,7 +78,12 @@ _PRESETS = {
   eprint  = {2008.03833},
   archivePrefix = {arXiv}
 }""",
-        "vae": {"latent_dim": 16},
+        # 0.01 times the total variation and 1 times the squares at the border, both
+        # in the unit of pixels whose noise is 0.03 (galaxy2galaxy, training_vae.job)
+        "vae": {
+            "latent_dim": 16,
+            "regularizers": {"total_variation": 0.01 * 0.03, "border": 0.03**2},
+        },
         "encoder": (
             "ConvEncoder",
             {
@@ -263,16 +269,24 @@ def citation(preset):
     return _named(preset)["bibtex"]
 
 
-def load_preset(preset, **kwargs):
-    """Make a `VAE` from a name or a folder; see `VAE.from_preset`."""
+def load_preset(preset, *, kind=keras.Model, **kwargs):
+    """Make a model from a name or a folder; see `VAE.from_preset`."""
     path = Path(preset)
     if path.is_dir():
-        return _load_folder(path, **kwargs)
+        return _load_folder(path, kind, **kwargs)
     if path.is_file():
         msg = (
             f"{path} is a file; a preset is a folder made by save_preset. Models in "
             ".keras files are loaded by keras.saving.load_model; legacy .h5 models, "
             "which may hold code, are not read."
+        )
+        raise PresetError(msg)
+    from astrovae.models.vae import VAE
+
+    if not issubclass(VAE, kind):
+        msg = (
+            f"There is no preset folder {preset}; a {kind.__name__} is loaded from "
+            "a folder that its save_preset has made."
         )
         raise PresetError(msg)
     return _make(str(preset), **kwargs)
@@ -304,7 +318,8 @@ def _make(name, *, image_shape=None, **kwargs):
     policy = {"dtype": arguments.get("dtype")}
     part("encoder", **policy)
     canvas = arguments.get("canvas_shape") or image_shape[:2]
-    part("decoder", target_shape=(*canvas, channels), **policy)
+    painted = [size * arguments.get("oversampling", 1) for size in canvas]
+    part("decoder", target_shape=(*painted, channels), **policy)
     part("prior", latent_dim=arguments["latent_dim"])
     return VAE(image_shape, **arguments)
 
@@ -336,7 +351,7 @@ def _metadata(folder, extra):
     }
 
 
-def _load_folder(folder, **kwargs):
+def _load_folder(folder, kind, **kwargs):
     if kwargs:
         msg = (
             f"{folder} holds a trained model, whose arguments are fixed; "
@@ -351,6 +366,10 @@ def _load_folder(folder, **kwargs):
     except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:
         msg = f"{folder} cannot be read as a preset: {error}"
         raise PresetError(msg) from error
+    if not isinstance(model, kind):
+        found = type(model).__name__
+        msg = f"{folder} holds a {found}: use {found}.from_preset."
+        raise PresetError(msg)
     model.sha256 = metadata["sha256"][_WEIGHTS]
     return model
 
@@ -384,7 +403,9 @@ def describe_preset(folder):
     record = _read_json(folder / _PREPROCESSING)
     lines = [f"{folder}: model {config['name']}"]
     names = ("image_shape", "latent_dim", "posterior", "stretch")
-    lines += [f"  {name}: {config[name]}" for name in names]
+    lines += [f"  {name}: {config[name]}" for name in names if name in config]
+    for condition in config.get("conditions", ()):
+        lines.append(f"  condition: {condition['config']}")
     for label, values in (("prepared", record or {}), ("made", metadata)):
         lines += [f"  {label}: {key} = {value}" for key, value in values.items()]
     return lines

@@ -1,41 +1,30 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """The variational autoencoder of galaxies."""
 
-import contextlib
-
 import keras
 import numpy as np
 from keras import ops
 
 from astrovae._sources import EvenlySpaced, as_source
-from astrovae._validation import check_option, check_positive_int, check_shape
-from astrovae.layers import (
-    GaussianPrior,
-    GaussianSampling,
-    PoseTransform,
-    PSFConvolution,
-)
+from astrovae._validation import check_option, check_positive_int
+from astrovae.layers import GaussianPrior, GaussianSampling
 from astrovae.models._adapt import adapt_networks, measure_scales
 from astrovae.models._inference import LatentModel
-from astrovae.models._masks import (
-    count_pixels,
-    hide_pixels,
-    seen_pixels,
-    valid_pixels,
-)
+from astrovae.models._masks import count_pixels, hide_pixels, seen_pixels
+from astrovae.models._observation import Observation, with_variance
+from astrovae.models._planes import SIDE_INPUTS, BandDropout, Planes
 from astrovae.models._posteriors import POSTERIORS, choose
+from astrovae.models._regularizers import REGULARIZERS, check_regularizers
+from astrovae.models._stretches import as_config, as_stretch
 from astrovae.models.correlated_noise import UnmaskedSource
 from astrovae.models.likelihoods import GaussianLikelihood
 from astrovae.models.networks import DenseDecoder, DenseEncoder
-from astrovae.ops import arcsinh, fit_canvas, weighted_sum
+from astrovae.ops import weighted_sum
 
 __all__ = ["VAE"]
 
 # so many galaxies tell scales, noise and components
 _MAX_GALAXIES = 4096
-_SIDE_INPUTS = ("mask", "error", "psf", "bands")
-# errors far from the usual noise are as good as none, or as certain ones
-_LOG_ERROR_LIMIT = 5.0
 
 
 @keras.saving.register_keras_serializable("astrovae")
@@ -68,10 +57,13 @@ class VAE(LatentModel):
     posterior : {"diagonal", "full", "delta"}, optional
         The family of posteriors: normal with independent latents, normal with
         any covariance, or points, which make an autoencoder.
-    stretch : {"linear", "asinh"}, optional
+    stretch : {"linear", "asinh"} or astropy object, optional
         How the encoder sees the pixels: in units of the image scale, or as
-        ``asinh(pixel / noise)``. The likelihood is always that of the pixels
-        as they are.
+        ``asinh(pixel / noise)``; or a stretch of `astropy.visualization`: a
+        `~astropy.visualization.LinearStretch`, ``AsinhStretch``,
+        ``LogStretch`` or ``SqrtStretch`` of pixels in units of the image scale,
+        or an `~astropy.visualization.ImageNormalize` with one of these and
+        fixed limits. The likelihood is that of the pixels as they are.
     pose : bool, optional
         Whether galaxies are encoded and painted in their aligned frame, as
         given by the pose of the stack (`~astrovae.images.measure_pose`). What
@@ -85,10 +77,31 @@ class VAE(LatentModel):
         With a pose, corners of the observed frame survive on a canvas that is
         ``sqrt(2)`` times larger; with a PSF, light from beyond the edges of the
         image needs a margin. It must be larger by an even number of pixels.
+    oversampling : int, optional
+        How many times finer than the images, along each axis, galaxies are
+        painted. The decoder then gives ``oversampling`` times
+        ``canvas_shape`` pixels of surface brightness per pixel of the images,
+        of which those of the images are averages.
+    psf_oversampling : int, optional
+        How many times finer than the images their PSFs are: 1, for effective
+        PSFs with the response of the pixels in them, or ``oversampling``, for
+        PSFs before it.
     side_inputs : sequence of {"mask", "error", "psf", "bands"}, optional
         What the encoder sees beside the pixels, as further planes: which pixels
         are valid; their errors, in logarithms; the PSF; and which bands the
         galaxy has at all.
+    band_dropout : float, optional
+        The probability with which training hides each band of a galaxy from
+        the encoder, but never all. What the encoder then says is compared with
+        what it says of the whole galaxy, so that it learns how much a missing
+        band leaves open; the likelihood is always that of all pixels.
+    regularizers : dict of float, optional
+        What training holds against the light that is painted, and with what
+        weight, in nats: ``"positivity"``, the squares of negative light;
+        ``"border"``, the squares of light within a sixteenth of the canvas from
+        its edges, less and less further inside; ``"total_variation"``, the
+        absolute differences of neighbours; each summed over the galaxy, with
+        light in units of the noise of a pixel.
     beta : float, optional
         Weight of the KL divergence in training; the reported ELBO has 1.
     scale, noise : sequence of float, optional
@@ -138,7 +151,11 @@ class VAE(LatentModel):
         pose=False,
         psf=False,
         canvas_shape=None,
+        oversampling=1,
+        psf_oversampling=1,
         side_inputs=(),
+        band_dropout=0.0,
+        regularizers=None,
         beta=1.0,
         scale=None,
         noise=None,
@@ -153,25 +170,36 @@ class VAE(LatentModel):
         )
         self.posterior = check_option("posterior", posterior, POSTERIORS)
         self.family = POSTERIORS[posterior]
-        self.stretch = check_option("stretch", stretch, ("linear", "asinh"))
+        self.stretch = as_stretch(stretch)
         self.pose, self.psf = bool(pose), bool(psf)
         if isinstance(side_inputs, str):
             side_inputs = (side_inputs,)
         self.side_inputs = tuple(
-            check_option("side_inputs", name, _SIDE_INPUTS)
+            check_option("side_inputs", name, SIDE_INPUTS)
             for name in dict.fromkeys(side_inputs)
         )
-        self.canvas_shape = self._check_canvas(canvas_shape)
-        # behind a PSF there is light from beyond the edges of the stamp
-        frame = self.canvas_shape if self.psf else self.image_shape[:2]
-        self.to_aligned = PoseTransform(self.canvas_shape, "aligned")
-        self.to_observed = PoseTransform(frame, "observed")
-        self.variance_to_observed = PoseTransform(frame, "observed", "linear")
-        self.blur = PSFConvolution()
-        n_bands = self.image_shape[2]
+        self.observation = Observation(
+            self.image_shape,
+            self.pose,
+            self.psf,
+            canvas_shape,
+            oversampling,
+            psf_oversampling,
+        )
+        self.canvas_shape = self.observation.canvas_shape
+        self.oversampling = self.observation.oversampling
+        self.psf_oversampling = self.observation.psf_oversampling
+        self.planes = Planes(
+            self.image_shape,
+            self.side_inputs,
+            self.stretch,
+            self.pose,
+            self.canvas_shape,
+        )
         self.likelihood = likelihood or GaussianLikelihood()
         self.prior = prior or GaussianPrior(self.latent_dim)
-        maps_shape = (*self.canvas_shape, self.likelihood.num_parameters * n_bands)
+        channels = self.likelihood.num_parameters * self.image_shape[2]
+        maps_shape = (*self.observation.painted_shape, channels)
         policy = self.dtype_policy
         self.encoder = encoder or DenseEncoder(dtype=policy)
         self.decoder = decoder or DenseDecoder(maps_shape, dtype=policy)
@@ -179,6 +207,23 @@ class VAE(LatentModel):
             self.family.num_parameters(self.latent_dim), dtype="float32"
         )
         self.sampling = GaussianSampling(seed=seed, dtype="float32")
+        self.band_dropout = BandDropout.check(
+            band_dropout, self.image_shape[2], posterior, self.side_inputs
+        )
+        if self.band_dropout:
+            self.hide_bands = BandDropout(self.band_dropout, seed=seed)
+        self.regularizers = check_regularizers(regularizers)
+        self._make_scales(scale, noise)
+        self._make_schedulable(beta)
+        self.latent_temperature = latent_temperature
+        names = ["elbo", "log_like", "kl", "mse", *self.regularizers]
+        if self.band_dropout:
+            names.append("imputation")
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        self._build_networks(maps_shape)
+
+    def _make_scales(self, scale, noise):
+        """Keep what is given of the scales, to measure the rest."""
         self.adapted = scale is not None and noise is not None
         for name, given in (("scale", scale), ("noise", noise)):
             if given is not None and not (np.asarray(given) > 0).all():
@@ -186,60 +231,12 @@ class VAE(LatentModel):
                 raise ValueError(msg)
         # what is given is not measured, the first time
         self._plain.given = {"scale": scale, "noise": noise}
-        self._scale = self._constant("scale", scale, (n_bands,))
-        self._noise = self._constant("noise", noise, (n_bands,))
-        self._beta = self._constant("beta", beta, ())
-        # `calibrate` sets it
-        self._variance_factor = self._constant("variance_factor", 1.0, ())
-        # training devices, which callbacks set
-        self._free_bits = self._constant("free_bits", 0.0, ())
-        self._extra_sigma = self._constant("extra_sigma", 0.0, ())
-        # one over the number of galaxies, when `fit` has counted them
-        self._penalty_weight = self._constant("penalty_weight", 0.0, ())
-        self._plain.noisier = False
-        self.latent_temperature = latent_temperature
-        self.trackers = {
-            name: keras.metrics.Mean(name=name)
-            for name in ("elbo", "log_like", "kl", "mse")
-        }
-        self._build_networks(maps_shape)
-
-    def _constant(self, name, value, shape):
-        value = np.broadcast_to(1.0 if value is None else value, shape)
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
-            trainable=False,
-            autocast=False,
-            dtype="float32",
-        )
-
-    def _check_canvas(self, canvas_shape):
-        """Give the shape of what is painted."""
-        stamp = self.image_shape[:2]
-        if canvas_shape is None:
-            return stamp
-        canvas = check_shape("canvas_shape", canvas_shape)
-        if not self.pose and not self.psf and canvas != stamp:
-            msg = (
-                "canvas_shape is for models with pose=True or psf=True; others paint "
-                f"images of {stamp} pixels, got canvas_shape={canvas_shape!r}."
-            )
-            raise ValueError(msg)
-        if any((big - small) % 2 or big < small for big, small in zip(canvas, stamp)):
-            msg = (
-                "canvas_shape must be that of the images or larger by an even number "
-                f"of pixels, got {canvas} for images of {stamp}."
-            )
-            raise ValueError(msg)
-        return canvas
+        self._scale = self._constant("scale", scale, self.image_shape[2:])
+        self._noise = self._constant("noise", noise, self.image_shape[2:])
 
     def _build_networks(self, maps_shape):
         """Create all weights, so that a model can load them at once."""
-        canvas = self.canvas_shape if self.pose else self.image_shape[:2]
-        planes = self.image_shape[2] * (1 + len(self.side_inputs))
-        images = (None, *canvas, planes)
+        images = (None, *self.planes.shape)
         latents = (None, self.latent_dim)
         for layer, shape in ((self.encoder, images), (self.decoder, latents)):
             if not layer.built:
@@ -273,36 +270,14 @@ class VAE(LatentModel):
         self.built = True
 
     @property
-    def beta(self):
-        """Weight of the KL divergence in training."""
-        return float(ops.convert_to_numpy(self._beta))
-
-    @beta.setter
-    def beta(self, value):
-        self._beta.assign(value)
+    def to_aligned(self):
+        """The layer that turns images to the frame of the encoder."""
+        return self.planes.to_aligned
 
     @property
-    def free_bits(self):
-        """Nats per latent that training does not penalise (see `FreeBits`)."""
-        return float(ops.convert_to_numpy(self._free_bits))
-
-    @free_bits.setter
-    def free_bits(self, value):
-        self._free_bits.assign(value)
-
-    @property
-    def extra_sigma(self):
-        """Noise that training adds, in units of the scale (see `SigmaWarmup`)."""
-        return float(ops.convert_to_numpy(self._extra_sigma))
-
-    @extra_sigma.setter
-    def extra_sigma(self, value):
-        self._extra_sigma.assign(value)
-
-    @property
-    def variance_factor(self):
-        """What `calibrate` multiplies learned variances by, 1 before."""
-        return float(ops.convert_to_numpy(self._variance_factor))
+    def to_observed(self):
+        """The layer that turns what is painted to where it was observed."""
+        return self.observation.to_observed
 
     @property
     def scale(self):
@@ -356,46 +331,7 @@ class VAE(LatentModel):
 
     def _planes(self, batch):
         """What the encoder sees: pixels, and side information beside them."""
-        seen = seen_pixels(batch)
-        image = hide_pixels(batch["image"], seen)
-        if self.stretch == "asinh":
-            planes = [arcsinh(image / self._noise)]
-        else:
-            planes = [image / self._scale]
-        if "mask" in self.side_inputs:
-            planes.append(valid_pixels(image, seen))
-        if "error" in self.side_inputs:
-            error = hide_pixels(batch["error"], seen, 1.0)
-            log_error = ops.log(error / self._noise)
-            log_error = ops.clip(log_error, -_LOG_ERROR_LIMIT, _LOG_ERROR_LIMIT)
-            planes.append(hide_pixels(log_error, seen))
-        planes = ops.concatenate(planes, axis=-1) if planes[1:] else planes[0]
-        if self.pose:
-            planes = self.to_aligned((planes, batch["pose"][:, :4]))
-        if "psf" in self.side_inputs:
-            planes = ops.concatenate([planes, self._psf_plane(batch)], axis=-1)
-        if "bands" in self.side_inputs:
-            present = ops.max(valid_pixels(image, seen), axis=(1, 2), keepdims=True)
-            shape = (*planes.shape[1:3], present.shape[-1])
-            present = present * ops.ones((1, *shape))
-            planes = ops.concatenate([planes, present], axis=-1)
-        return planes
-
-    def _psf_plane(self, batch):
-        """PSF of each galaxy as an image of peak 1, turned as the galaxy is."""
-        psf, (ny, nx, n_bands) = batch["psf"], self.image_shape
-        peak = ops.max(psf, axis=(1, 2), keepdims=True)
-        psf = fit_canvas(psf / ops.maximum(peak, 1e-10), (ny, nx))
-        psf = psf * ops.ones((1, 1, 1, n_bands))
-        if not self.pose:
-            return psf
-        # its middle pixel, in stamps of even size, is beside their middle
-        pose = batch["pose"]
-        x, y = 0.5 * (nx % 2 - 1), 0.5 * (ny % 2 - 1)
-        turn = ops.stack(
-            [x + 0.0 * pose[:, 0], y + 0.0 * pose[:, 1], pose[:, 2], pose[:, 3]], axis=1
-        )
-        return self.to_aligned((psf, turn))
+        return self.planes(batch, self._scale, self._noise)
 
     def _decode_batch(self, z, batch=None, training=False):
         """
@@ -403,39 +339,24 @@ class VAE(LatentModel):
 
         As painted, or, if there is a batch, as its galaxies were observed.
         """
-        maps = self.decoder(ops.cast(z, self.compute_dtype))
-        params = self.likelihood.parameters(maps, self._scale)
+        params = self._paint(z)
         if batch is not None:
             params = self._observe(params, batch)
         if training:
             return params
         variance = self.likelihood.variance(params) * self._variance_factor
-        return _with_variance(params, variance)
+        return with_variance(params, variance)
+
+    def _paint(self, z):
+        """Pixel distribution on the canvas."""
+        maps = self.decoder(ops.cast(z, self.compute_dtype))
+        return self.likelihood.parameters(maps, self._scale)
 
     def _observe(self, params, batch):
         """Carry what was painted to where it was observed, through the PSF."""
-        if not self.pose and not self.psf:
-            return params
-        mean = params["mean"]
-        floor = self.likelihood.floor(self._scale)
-        learned = ops.relu(self.likelihood.variance(params) - floor)
-        if self.pose:
-            pose = batch["pose"][:, :4]
-            mean = self.to_observed((mean, pose))
-            # a variance must not be negative, as cubic weights may make it
-            inside = ops.ones_like(learned[..., :1])
-            maps = ops.concatenate([learned, inside], axis=-1)
-            maps = self.variance_to_observed((maps, pose))
-            learned, inside = maps[..., :-1], maps[..., -1:]
-            # nothing is known of what lies beyond the canvas: there is sky
-            if batch.get("error") is None:
-                sky = ops.square(self._noise / self._scale)
-                learned = learned + ops.relu(1.0 - inside) * sky
-        if self.psf:
-            mean = self.blur((mean, batch["psf"]))
-        shape = self.image_shape[:2]
-        mean, learned = fit_canvas(mean, shape), fit_canvas(learned, shape)
-        return _with_variance({**params, "mean": mean}, learned + floor)
+        return self.observation(
+            params, batch, self.likelihood, self._scale, self._noise
+        )
 
     def _pixels(self, batch):
         """Image and error in units of the image scale; masked ones harmless."""
@@ -469,13 +390,16 @@ class VAE(LatentModel):
             Per galaxy: ``mean`` and ``log_var`` ``(n, latent_dim)``, for full
             posteriors ``scale_tril`` ``(n, latent_dim, latent_dim)``;
             ``kl_terms`` ``(n, latent_dim)`` or ``(n, 1)``; ``objective``,
-            ``elbo``, ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``.
+            ``elbo``, ``log_like``, ``kl``, ``mse`` and ``measured``, ``(n,)``;
+            the terms of ``regularizers``, and for models with ``band_dropout``
+            the ``imputation``.
         """
         posterior = self._encode_batch(inputs, training)
         z = mean = posterior["mean"]
         if self.posterior != "delta":
             z = self.sampling((mean, posterior.get("scale_tril", posterior["log_var"])))
-        params = self._decode_batch(z, inputs, training)
+        painted = self._paint(z)
+        params = self._observe(painted, inputs)
         seen = seen_pixels(inputs)
         image, error = self._pixels(inputs)
         terms = self.likelihood.log_prob_map(image, params, error, seen)
@@ -504,17 +428,47 @@ class VAE(LatentModel):
             "elbo": log_like - kl,
             "mse": ops.sum(squares, axis=-1)
             / ops.maximum(ops.sum(count, axis=-1), 1.0),
+            **self._penalties(painted),
+            **self._imputation(inputs, posterior),
         }
+
+    def _penalties(self, painted):
+        """Terms of the regularisers of each galaxy."""
+        light = painted["mean"] * (self._scale / self._noise)
+        return {
+            name: REGULARIZERS[name](light, self.oversampling)
+            for name in self.regularizers
+        }
+
+    def _imputation(self, batch, posterior):
+        """
+        What it costs that the encoder does not see all bands.
+
+        The divergence of the posterior with all bands from that without some,
+        which reacts on the latter alone: least if it is like the mixture of the
+        former over all that the hidden bands may show (posterior matching,
+        Strauss & Oliva 2022, arXiv:2201.12414).
+        """
+        if not self.band_dropout:
+            return {}
+        seen = seen_pixels(batch)
+        if seen is None:
+            seen = ops.ones_like(batch["image"], dtype="bool")
+        seen, lost = self.hide_bands(seen)
+        partial = self._encode_batch({**batch, "mask": ops.logical_not(seen)}, True)
+        whole = {name: ops.stop_gradient(part) for name, part in posterior.items()}
+        terms = self.family.divergence(whole, partial)
+        return {"imputation": ops.where(lost, terms, 0.0)}
 
     def _noisier(self, params):
         """Pixel distribution with the noise that training adds at first."""
         extra = ops.square(self._extra_sigma) + 1e-20
-        return _with_variance(params, self.likelihood.variance(params) + extra)
+        return with_variance(params, self.likelihood.variance(params) + extra)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Give the mean of ``beta * kl - objective`` over measured galaxies."""
+        """Give the mean of ``beta * kl - objective``, and what else there is."""
         weight = ops.cast(y_pred["measured"], "float32")
         if sample_weight is not None:
             weight = weight * ops.cast(sample_weight, "float32")
@@ -525,7 +479,12 @@ class VAE(LatentModel):
         # the threshold of terms that hold several latents is that of them all
         free = self._free_bits * (self.latent_dim / kl_terms.shape[0])
         kl = ops.sum(ops.where(free > 0.0, ops.maximum(kl_terms, free), kl_terms))
-        loss = self._beta * kl - ops.sum(weight * y_pred["objective"]) / total
+        cost = -y_pred["objective"]
+        for name, factor in self.regularizers.items():
+            cost = cost + factor * y_pred[name]
+        if self.band_dropout:
+            cost = cost + y_pred["imputation"]
+        loss = self._beta * kl + ops.sum(weight * cost) / total
         if training:
             loss = loss + self._penalty_weight * self.prior.penalty(1.0)
         return loss
@@ -537,18 +496,6 @@ class VAE(LatentModel):
     def _training_source(self, inputs):
         source = super()._training_source(inputs)
         return source if self.likelihood.allows_masks else UnmaskedSource(source)
-
-    @contextlib.contextmanager
-    def _safe_training(self):
-        """Undo what callbacks have changed if training is interrupted."""
-        before = self.beta, self.free_bits, self.extra_sigma, self._plain.noisier
-        try:
-            yield
-        except BaseException:
-            self.beta, self.free_bits, self.extra_sigma, noisier = before
-            if self._plain.noisier != noisier:
-                self._plain.noisier, self.train_function = noisier, None
-            raise
 
     def _prepare_training(self, source):
         if self.adapted:
@@ -613,11 +560,15 @@ class VAE(LatentModel):
             "prior": serialize(self.prior),
             "likelihood": serialize(self.likelihood),
             "posterior": self.posterior,
-            "stretch": self.stretch,
+            "stretch": as_config(self.stretch),
             "pose": self.pose,
             "psf": self.psf,
             "canvas_shape": list(self.canvas_shape),
+            "oversampling": self.oversampling,
+            "psf_oversampling": self.psf_oversampling,
             "side_inputs": list(self.side_inputs),
+            "band_dropout": self.band_dropout,
+            "regularizers": dict(self.regularizers),
             "beta": self.beta,
             "scale": self.scale.tolist() if self.adapted else None,
             "noise": self.noise.tolist() if self.adapted else None,
@@ -644,8 +595,3 @@ class VAE(LatentModel):
 def _broadcast(given, measured):
     """What was given, or what was measured."""
     return measured if given is None else np.broadcast_to(given, measured.shape)
-
-
-def _with_variance(params, variance):
-    """Change the variance of pixel distributions."""
-    return {**params, "variance": variance, "log_var": ops.log(variance)}

@@ -206,6 +206,8 @@ def test_values_of_two_models_are_not_mixed(galaxies):
 
     with pytest.raises(ValueError, match="class = 'Model', this is 'Other'"):
         add_latents(both, Other(), stack, only_missing=True)
+    with pytest.raises(ValueError, match="n_rotations = 1, this is 4"):
+        add_latents(both, Model(), stack, n_rotations=4, only_missing=True)
     both.meta["astrovae"]["default"]["latents"]["sha256"] = "abc"
     model = Model()
     model.sha256 = "def"

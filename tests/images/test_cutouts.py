@@ -321,6 +321,21 @@ def test_sky_positions(image, form, distorted):
 
 
 @pytest.mark.parametrize("distorted", [False, True])
+@pytest.mark.parametrize(("shape", "fraction"), [(8, 0.0), (9, 0.5)])
+def test_sky_positions_between_two_windows(image, distorted, shape, fraction):
+    """The last digits of the WCS do not decide which pixels a cutout has."""
+    wcs = make_wcs(distorted)
+    x, y = np.indices((30, 30)).reshape(2, -1) * 3 + 20 + fraction
+    sky = wcs.pixel_to_world(x, y)
+    noisy = np.transpose(wcs.world_to_pixel(sky))
+    assert (np.ceil(noisy[:, 0] - shape / 2) != np.ceil(x - shape / 2)).any()
+    found = make_cutouts(image, sky, shape, wcs=wcs)
+    expected = make_cutouts(image, Table({"x": x, "y": y}), shape)
+    assert_array_equal(found.data, expected.data)
+    assert_array_equal(found.positions, expected.positions)
+
+
+@pytest.mark.parametrize("distorted", [False, True])
 def test_bad_sky_positions(image, distorted):
     """Impossible coordinates and the far side of the sky are flagged rows."""
     table = Table(
@@ -479,6 +494,7 @@ def test_empty_catalog(image):
         ({"x": [1.0], "y": [1.0]}, {"shape": (0, 0)}, "shape must be a positive"),
         ({"x": [1.0], "y": [1.0]}, {"shape": (4, 4, 4)}, "shape must be one size"),
         ({"x": [1.0], "y": [1.0]}, {"shape": 4.5}, "shape must be"),
+        ({"x": [1.0], "y": [1.0]}, {"shape": 200_000}, "40,000,000,000 pixels per cut"),
         ({"x": [1.0], "y": [1.0]}, {"bands": ["g", "r"]}, "1 band, bands names 2"),
         ({"x": [1.0], "y": [1.0]}, {"error": np.ones((3, 3))}, "error has the shape"),
         ({"x": [1.0], "y": [1.0]}, {"mask": np.ones((3, 3))}, "mask has the shape"),
@@ -518,6 +534,16 @@ def test_errors(image, catalog, options, message):
     data, shape = options.pop("image"), options.pop("shape")
     with pytest.raises(ValueError, match=message):
         make_cutouts(data, Table(catalog), shape, **options)
+
+
+def test_more_cutouts_than_the_memory_holds(image):
+    """Are refused before they are cut; the image is not what counts."""
+    n = 10_000_000
+    catalog = Table({"x": np.full(n, 50.0), "y": np.full(n, 50.0)})
+    with pytest.raises(MemoryError, match="10,000,000 cutouts of 5000 x 5000 pixels"):
+        make_cutouts(image, catalog, 5000)
+    huge = np.broadcast_to(np.float32(1), (10_000_000, 10_000_000))
+    assert make_cutouts(huge, catalog[:2], 8).data.all()
 
 
 def test_wrong_units_and_types(image):

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Tests of how pixels are copied: many at a time, in threads, checked on the way."""
 
+import time
+
 import numpy as np
 import pytest
 from astropy.nddata import Cutout2D
@@ -36,6 +38,21 @@ def test_order(processors):
     with pytest.raises(ZeroDivisionError):
         list(_threads.map_in_threads(lambda k: 1 / k, pieces))
     assert _threads._count_cpus() >= 1
+
+
+def test_interrupt(processors):
+    """What has not begun never does, once somebody has had enough."""
+    done = []
+
+    def work(piece):
+        done.append(piece)
+        time.sleep(0.001)
+
+    results = _threads.map_in_threads(work, range(200))
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert len(done) < 100
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f8", ">i2"])

@@ -58,6 +58,15 @@ def test_grey_levels_come_back(pictures):
     assert restore_cutouts(stack.data[..., 0], stack).shape == (2, 128, 128)
 
 
+def test_whole_numbers_come_back_as_floats(pictures):
+    """Pictures of 0 and 1 are no reason to round grey levels."""
+    stack = preprocess_cutouts(CutoutStack(pictures))[1:]
+    black = np.zeros(stack.data.shape, int)
+    found = restore_cutouts(black, stack)[:, 0, 0, 0]
+    assert (found % 1 != 0).any()
+    assert_allclose(found, stack.columns["picture_offset"], rtol=1e-6)
+
+
 def test_masks_and_errors(pictures):
     """What touches a bad pixel is masked; errors are those of a weighted sum."""
     one = pictures[:, 16:208, 16:208, :1]

@@ -156,6 +156,14 @@ class TestReadImage:
         with pytest.raises(ValueError, match="claims 160,000"):
             read_image(path)
 
+    def test_negative_size(self, tmp_path):
+        """A header that leads back to itself is not read for ever."""
+        path = tmp_path / "image.fits"
+        header = fits.Header({"SIMPLE": True, "BITPIX": 8, "NAXIS": 1, "NAXIS1": -2880})
+        path.write_bytes(header.tostring().encode() + bytes(2880))
+        with pytest.raises(ValueError, match="claims -2,880 bytes of pixels"):
+            read_image(path)
+
     def test_gzip_bomb(self, tmp_path):
         """A small file does not fill the memory."""
         path = tmp_path / "image.fits.gz"

@@ -457,3 +457,56 @@ def test_dropout_hides_coefficients_from_hidden_layers_in_training_alone(rng):
     assert_array_equal(third, fourth)
     with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1"):
         EigenEncoder(dropout=1.0)
+
+
+def test_indicators_put_the_mean_image_where_a_band_is_missing(rng):
+    images = rng.normal([3.0, -2.0], size=(40, 6, 7, 2)).astype("float32")
+    here = np.ones_like(images)
+    encoder = EigenEncoder(10, (16,), num_indicators=2)
+    encoder.build((None, 6, 7, 4))
+    whole = np.concatenate([images, here], axis=-1)
+    encoder.adapt(whole, np.ones_like(whole))
+    plain = EigenEncoder(10, (16,))
+    plain.build((None, 6, 7, 2))
+    plain.adapt(images)
+    for name in ("center", "basis", "mean", "spread"):
+        assert_allclose(
+            *(ops.convert_to_numpy(getattr(layer, name)) for layer in (encoder, plain)),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    center = ops.convert_to_numpy(encoder.center).reshape(6, 7, 2)
+    filled = images.copy()
+    filled[..., 1] = center[..., 1]
+    missing = images.copy()
+    missing[..., 1] = 0.0
+    there = here.copy()
+    there[..., 1] = 0.0
+    found = encoder(np.concatenate([missing, there], axis=-1))
+    expected = encoder(np.concatenate([filled, here], axis=-1))
+    found, expected = map(ops.convert_to_numpy, (found, expected))
+    assert_allclose(found[:, :10], expected[:, :10], atol=1e-4)
+    # the hidden layers are told
+    assert (np.abs(found[:, 10:] - expected[:, 10:]).max(axis=0) > 1e-3).any()
+    assert found.shape == encoder.compute_output_shape((40, 6, 7, 4))
+    with pytest.raises(ValueError, match="channels have no indicators of 3"):
+        EigenEncoder(10, num_indicators=3).build((None, 6, 7, 4))
+
+
+def test_vae_learns_which_band_is_missing():
+    _, stack = make_galaxies(60, shape=(16, 16), bands=("g", "r"), seed=1)
+    vae = VAE(
+        stack.image_shape,
+        3,
+        EigenEncoder(10, (16,), num_indicators=2),
+        EigenDecoder((16, 16, 4), 10, 4, (16,)),
+        side_inputs="bands",
+        band_dropout=0.3,
+        seed=1,
+    )
+    vae.compile()
+    vae.fit(stack, epochs=1, verbose=0)
+    mask = stack.mask.copy()
+    mask[:, :, :, 1] = True
+    mean, _ = vae.encode(stack.replace(mask=mask))
+    assert np.isfinite(mean).all()

@@ -22,7 +22,7 @@ from astrovae.datasets import make_galaxies
 from astrovae.layers import MixturePrior
 
 folder = Path(sys.argv[1])
-_, stack = make_galaxies(24, shape=(8, 8), seed=1)
+_, stack = make_galaxies(24, shape=(8, 8), bands=("g", "r"), seed=1)
 
 
 class Kill(keras.callbacks.Callback):
@@ -40,8 +40,10 @@ def train(callbacks, epochs=5):
         stack.image_shape,
         latent_dim=2,
         encoder=models.DenseEncoder((6,)),
-        decoder=models.DenseDecoder((8, 8, 2), (6,)),
+        decoder=models.DenseDecoder((8, 8, 4), (6,)),
         prior=MixturePrior(2, 2, kl_method="monte_carlo", seed=3),
+        side_inputs=("bands",),
+        band_dropout=0.3,
         seed=5,
     )
     vae.compile(keras.optimizers.Adam(1e-2))
@@ -49,7 +51,11 @@ def train(callbacks, epochs=5):
         models.KLWarmup(steps=13),
         models.SigmaWarmup(epochs=3),
         models.FreeBits(0.2, epochs=4),
-        models.MixtureInitialization(stack, epochs=2, num_restarts=2),
+        models.TerminateOnDivergence(),
+        models.MixtureInitialization(
+            stack, epochs=2, num_restarts=2, normal_before=True
+        ),
+        models.MixtureUpkeep(stack, start=3, every=1),
         models.CollapseMonitor(stack),
     ]
     history = vae.fit(
@@ -71,7 +77,8 @@ names = [weight.path for weight in whole.weights + whole.optimizer.variables]
 for name, vae in (("resumed", resumed), ("whole", whole)):
     variables = vae.weights + vae.optimizer.variables
     arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    arrays.append(keras.ops.convert_to_numpy(vae.sampling.seed_generator.state))
+    for layer in (vae.sampling, vae.hide_bands):
+        arrays.append(keras.ops.convert_to_numpy(layer.seed_generator.state))
     np.savez(folder / name, *arrays)
 (folder / "epochs").write_text(str(len(history.epoch)))
 """
@@ -96,8 +103,8 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path):
     """
     Weights, optimizer and random state are equal after SIGKILL at some step.
 
-    With schedules by steps and epochs, free bits, random flips, a
-    prior that draws numbers, and a mixture that is placed on the way.
+    With schedules by steps and epochs, free bits, random flips, hidden bands, a
+    prior that draws numbers, and a mixture that is placed and mended on the way.
     """
     # 3 steps an epoch; after the first epoch, before the end of the fifth
     step = int(np.random.default_rng().integers(4, 16))
