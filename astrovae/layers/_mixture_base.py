@@ -104,7 +104,8 @@ class Mixture(Prior):
         """
         joint = self._log_joint(mean, log_var, scale_tril, direct=True)
         # not softmax, which Keras warns of if there is one component
-        return ops.exp(joint - ops.logsumexp(joint, axis=-1, keepdims=True))
+        share = ops.exp(joint - ops.max(joint, axis=-1, keepdims=True))
+        return share / ops.sum(share, axis=-1, keepdims=True)
 
     def kl_divergence(self, mean, log_var=None, z=None, scale_tril=None, method=None):
         """

@@ -108,7 +108,7 @@ class Condition:
         Returns
         -------
         values : `~numpy.ndarray`, shape (n,)
-            In `unit`; NaN where there is none.
+            In ``unit``; NaN where there is none.
 
         Raises
         ------
