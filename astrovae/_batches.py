@@ -98,6 +98,51 @@ class EpochCallback(keras.callbacks.Callback):
         self.dataset.set_epoch(epoch)
 
 
+class KeepVariables(keras.callbacks.Callback):
+    """
+    Leave a model its variables where the first step of an epoch fails.
+
+    On JAX, Keras takes the variables out of a model while steps run, and puts back
+    what the last step returned. Without any, as when the first batch cannot be read
+    or someone interrupts the compilation, the weights would be lost.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._kept = []
+
+    def _keep(self, step, logs=None):
+        if keras.config.backend() == "jax" and step == 0:
+            owners = [self.model, getattr(self.model, "optimizer", None)]
+            variables = [v for owner in owners if owner for v in owner.variables]
+            self._kept = [(variable, variable.value) for variable in variables]
+
+    def _forget(self, step, logs=None):
+        self._kept = []
+
+    on_train_batch_begin = on_test_batch_begin = on_predict_batch_begin = _keep
+    on_train_batch_end = on_test_batch_end = on_predict_batch_end = _forget
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error is not None and self.model and keras.config.backend() == "jax":
+            # what steps before this one returned
+            self.model.jax_state_sync()
+            for variable, value in self._kept:
+                if not value.is_deleted():
+                    variable.assign(value)
+
+
+def run_safely(method, *args, callbacks=None, **kwargs):
+    """Call ``fit``, ``evaluate`` or ``predict`` of a model; see `KeepVariables`."""
+    if callbacks is None or isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks] if callbacks else []
+    with KeepVariables() as keep:
+        return method(*args, callbacks=[keep, *callbacks], **kwargs)
+
+
 def random_flips(batch, rng, ways=8):
     """
     Turn and mirror all planes of each galaxy at random.
@@ -188,7 +233,7 @@ class RowFunction(keras.Model):
                     min(size, n - batch * size)
                 )
             )
-            results = self.predict(dataset, verbose=0, callbacks=[bar])
+            results = run_safely(self.predict, dataset, verbose=0, callbacks=bar)
         return {name: array[:n] for name, array in results.items()}
 
 

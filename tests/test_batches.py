@@ -183,3 +183,43 @@ def test_unknown_psfs_and_poses_are_harmless(images):
     # nothing was changed in place
     assert np.isnan(psf[1, 0, 0, 0])
     assert np.isinf(pose[2, 1])
+
+
+class Unreadable:
+    """A source whose rows from ``first`` on cannot be read."""
+
+    def __init__(self, images, first):
+        self.source, self.first = as_source(images), first
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, rows):
+        return self
+
+    def batch(self, indices):
+        """Read rows, or fail."""
+        if np.max(indices, initial=-1) >= self.first:
+            msg = "the disk is gone"
+            raise OSError(msg)
+        return self.source.batch(indices)
+
+
+@pytest.mark.parametrize("first", [0, 8])
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "encode"])
+def test_failures_leave_the_weights(images, first, method):
+    """In the first step and in a later one; the model works on afterwards."""
+    from astrovae.models import VAE
+
+    images = np.concatenate([images, images])
+    vae = VAE((4, 4, 1), latent_dim=2, seed=1)
+    vae.compile(keras.optimizers.SGD(0.0))
+    vae.fit(images, epochs=1, verbose=0)
+    before = vae.get_weights()
+    quiet = {} if method == "encode" else {"verbose": 0}
+    with pytest.raises(Exception, match="the disk is gone"):
+        getattr(vae, method)(Unreadable(images, first), batch_size=4, **quiet)
+    for old, new in zip(before, vae.get_weights(), strict=True):
+        assert_allclose(new, old)
+    vae.fit(images, epochs=1, verbose=0)
+    assert np.isfinite(vae.encode(images)[0]).all()

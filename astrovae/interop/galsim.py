@@ -7,6 +7,8 @@ type ``AstroVAEGalaxy`` with GalSim.
 """
 
 import collections
+import os
+import sys
 import warnings
 
 import astropy.units as u
@@ -288,6 +290,12 @@ class GalaxyCatalog:
     pixel_scale : float, optional
         Size of the pixels of the model in arcsec, if it does not know it.
 
+    Raises
+    ------
+    RuntimeError
+        If GalSim forked this process from one that had loaded Keras already, since
+        backends then wait for ever.
+
     Examples
     --------
     In a configuration file:
@@ -313,7 +321,7 @@ class GalaxyCatalog:
     ):
         self._batch_size = check_positive_int("batch_size", batch_size)
         self._table = catalog if isinstance(catalog, Table) else Table.read(catalog)
-        self._flow = model if hasattr(model, "sample") else _load(model)
+        self._flow = _load(model)
         self._band, self._seed, self._scale = band, seed, pixel_scale
         self._batches = collections.OrderedDict()
 
@@ -387,11 +395,33 @@ class GalaxyCatalog:
         return self._batches[number]
 
 
-def _load(folder):
-    """A trained flow."""
+def _load(model):
+    """A trained flow, from its folder or as it is."""
+    keras = _forked_with.get("keras")
+    trained = hasattr(model, "sample")
+    if keras and (not trained or isinstance(model, keras.Model)):
+        msg = (
+            "GalSim forked this process from one in which Keras was loaded, where its "
+            "backend may wait for ever. Use nproc 1, or start GalSim in a process of "
+            "its own: galsim config.yaml."
+        )
+        raise RuntimeError(msg)
+    if trained:
+        return model
     from astrovae.models import LatentFlow
 
-    return LatentFlow.from_preset(folder)
+    return LatentFlow.from_preset(model)
+
+
+def _note_fork():
+    """Remember the Keras that this process has from the one it was forked from."""
+    if "keras" in sys.modules:
+        _forked_with["keras"] = sys.modules["keras"]
+
+
+_forked_with = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _build_galaxy(config, base, ignore, gsparams, logger):

@@ -13,6 +13,7 @@ from astrovae._batches import (
     EpochCallback,
     RowFunction,
     random_flips,
+    run_safely,
 )
 from astrovae._sources import as_source
 from astrovae._validation import (
@@ -217,10 +218,9 @@ class GalaxyModel(PresetModel):
             If there is nothing to train on, or the images do not fit.
         """
         check_option("augment", augment, _AUGMENT)
-        if isinstance(callbacks, keras.callbacks.Callback):
-            callbacks = [callbacks]
         with self._safe_training():
-            return self._fit(
+            return run_safely(
+                self._fit,
                 x,
                 y,
                 batch_size=batch_size,
@@ -269,7 +269,7 @@ class GalaxyModel(PresetModel):
             validation_data = BatchDataset(
                 self._training_source(validation_data), batch_size
             )
-        kwargs["callbacks"] = [EpochCallback(dataset), *(kwargs["callbacks"] or [])]
+        kwargs["callbacks"] = [EpochCallback(dataset), *kwargs["callbacks"]]
         return super().fit(
             dataset,
             validation_data=validation_data,
@@ -292,13 +292,15 @@ class GalaxyModel(PresetModel):
     def evaluate(self, x=None, y=None, batch_size=128, **kwargs):
         """Evaluate the loss on galaxies; arguments as for `fit`."""
         if _is_source_like(x):
-            x, batch_size = BatchDataset(self._source(x), batch_size), None
+            dataset = BatchDataset(self._source(x), batch_size)
+            return run_safely(super().evaluate, dataset, **kwargs)
         return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
     def predict(self, x, batch_size=256, **kwargs):
         """Give the terms of `call` for galaxies, as NumPy arrays."""
         if _is_source_like(x):
-            x, batch_size = BatchDataset(self._source(x), batch_size), None
+            dataset = BatchDataset(self._source(x), batch_size)
+            return run_safely(super().predict, dataset, **kwargs)
         return super().predict(x, batch_size=batch_size, **kwargs)
 
     def _source(self, inputs):
