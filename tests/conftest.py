@@ -17,8 +17,11 @@ hypothesis.settings.register_profile("astrovae", deadline=None, derandomize=True
 hypothesis.settings.load_profile("astrovae")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Skip tests that are marked not to run on the backend of Keras."""
+    """Seed before any fixture, and skip what is marked not to run on the backend."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(1234)
     skips = [
         (mark.args[0], mark.kwargs["reason"])
         for mark in item.iter_markers("backend_skip")
@@ -34,9 +37,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _isolated():
-    """Start each test from the same seeds, and leave no figure open."""
-    if "keras" in sys.modules:
-        sys.modules["keras"].utils.set_random_seed(1234)
+    """Leave no figure open."""
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

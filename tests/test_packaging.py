@@ -49,10 +49,16 @@ def test_extra_all_names_every_extra_for_users(project):
     assert requirement.extras == set(extras) - {"all", "docs", "test"}
 
 
-def test_keras_half_exists():
-    """The paths that run under every backend are there."""
-    paths = tox_section("keras_half")["tests"].replace("\\", " ").split()
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+def test_halves_are_the_whole():
+    """Each test runs in one of the halves, and the paths of both are there."""
+    halves = [
+        (ROOT / path).resolve()
+        for name in ("keras_half", "other_half")
+        for path in tox_section(name)["tests"].replace("\\", " ").split()
+    ]
+    assert [path for path in halves if not path.exists()] == []
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        assert sum(half in (file, *file.parents) for half in halves) == 1, file
 
 
 def test_ruff_is_the_same_everywhere():

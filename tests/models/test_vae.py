@@ -263,6 +263,7 @@ def posed(rng):
     return {"image": data[..., None].astype("float32"), "pose": pose}
 
 
+@pytest.mark.slow
 def test_pose_lives_inside_the_model(posed):
     """Turned galaxies have the latents of unturned ones; painted as observed."""
     likelihood = GaussianLikelihood(beta_nll=1.0)
