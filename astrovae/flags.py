@@ -54,7 +54,7 @@ class Flag(enum.IntFlag):
     POSE_FAILED = 1 << 16, "no pose could be measured"
     POSE_UNRELIABLE = (
         1 << 17,
-        "the galaxy is too round for its position angle to mean anything",
+        "too round for its angle to mean anything, or so lopsided as blends are",
     )
     POSE_NOT_CONVERGED = 1 << 18, "the pose was still changing when it was stopped"
     AT_LIMIT = 1 << 19, "a fitted parameter is at its limit, and has no error"

@@ -7,6 +7,7 @@ import astropy.units as u
 import numpy as np
 
 from astrovae.flags import Flag
+from astrovae.images._neighbors import count_true
 
 __all__ = [
     "CheckedPixels",
@@ -21,6 +22,7 @@ __all__ = [
     "float_plane",
     "in_unit",
     "mask_flags",
+    "psf_flags",
     "where_any",
 ]
 
@@ -77,10 +79,7 @@ def where_any(mask, flag):
 
 
 def mask_flags(mask):
-    share = np.zeros(len(mask))
-    # most cutouts have no bad pixel, and that is found fast
-    some = mask.any(axis=(1, 2, 3))
-    share[some] = mask[some].mean(axis=(1, 2, 3))
+    share = count_true(mask) / max(mask[:1].size, 1)
     none = (share == 1).astype(np.int32) * np.int32(Flag.NO_VALID_PIXEL)
     return none | (share > 0.5).astype(np.int32) * np.int32(Flag.MOSTLY_MASKED)
 
@@ -166,6 +165,12 @@ def check_psf(psf, shape):
         msg = f"psf has {array.shape[3]} bands, the data {shape[3]}."
         raise ValueError(msg)
     return np.broadcast_to(array, (*array.shape[:3], shape[3]))
+
+
+def psf_flags(psf):
+    """Flag rows that no band has a PSF for: models mask bands without one."""
+    known = np.isfinite(psf).all(axis=(1, 2)).any(axis=1)
+    return np.where(known, 0, Flag.NO_VALID_PIXEL).astype(np.int32)
 
 
 def check_labels(segmentation, labels, shape):

@@ -140,12 +140,18 @@ class Geometry:
         last = np.subtract(self.image_shape, self.shape)
         y, x = np.clip(self.origin, 0, last).T
 
+        # from the top to the bottom of the image: what is near is in the cache
+        order = np.argsort(y, kind="stable")
+
         def copy(rows):
-            self._fill(plane, windows[y[rows], x[rows]], out[rows], rows)
-            return len(out[rows])
+            stored = windows[y[rows], x[rows]]
+            values = np.empty(stored.shape, out.dtype)
+            self._fill(plane, stored, values, rows)
+            out[rows] = values
+            return len(rows)
 
         size = max(1, _COPIED_PIXELS // (self.shape[0] * self.shape[1]))
-        pieces = [slice(start, start + size) for start in range(0, self.n, size)]
+        pieces = [order[start : start + size] for start in range(0, self.n, size)]
         for count in map_in_threads(copy, pieces):
             advance(count)
 

@@ -23,6 +23,10 @@ _MIN_CURVATURE, _NEWTON_CURVATURE = 1e-3, 1e-2
 _KERNEL_SIGMA = 1.5
 # an ellipticity of fewer standard deviations is none
 _ROUND_SNR = 3.0
+# what is not symmetric under a half turn is a blend, or like one, if it is
+# significant (chi2 of 4 degrees of freedom, one in ten by chance) and so large a
+# share of the galaxy's own signal
+_LOPSIDED_CHI2, _LOPSIDED_SHARE = 7.779, 0.05
 # no angle is known worse than if all were equally likely
 _MAX_ANGLE_ERR = np.pi / np.sqrt(12)
 # asymmetry is measured in a Gaussian so much wider: the matched one has none
@@ -34,6 +38,14 @@ _NORMAL = (
     slice(None),
     _Y_POWER[:, np.newaxis] + _Y_POWER,
     _X_POWER[:, np.newaxis] + _X_POWER,
+)
+# and with those of third order, which a half turn changes the sign of
+_X_THIRD = np.append(_X_POWER, [3, 2, 1, 0])
+_Y_THIRD = np.append(_Y_POWER, [0, 1, 2, 3])
+_THIRD = (
+    slice(None),
+    _Y_THIRD[:, np.newaxis] + _Y_THIRD,
+    _X_THIRD[:, np.newaxis] + _X_THIRD,
 )
 
 
@@ -171,10 +183,11 @@ class _Gaussian:
         exponent -= (0.5 * xx * self.y**2)[:, :, np.newaxis]
         self.values = np.exp(exponent, out=exponent)
 
-    def sums(self, *planes):
-        """Sums over pixels of planes times powers of y and x from 0 to 4."""
-        x = self.x[..., np.newaxis] ** np.arange(5)
-        y = self.y[:, np.newaxis] ** np.arange(5)[:, np.newaxis]
+    def sums(self, *planes, highest=4):
+        """Sums over pixels of planes times powers of y and x from 0 to the highest."""
+        powers = np.arange(highest + 1)
+        x = self.x[..., np.newaxis] ** powers
+        y = self.y[:, np.newaxis] ** powers[:, np.newaxis]
         return [y @ plane @ x for plane in planes]
 
 
@@ -351,13 +364,18 @@ def measure_moments(image, weight, noise, max_iter, shape=None):
     pose |= {"size": (major * minor) ** 0.25, "axis_ratio": np.sqrt(minor / major)}
     significance = _errors(pose, gaussian, covariance, angle)
     residual = image - amplitude * gaussian.values
-    along, across = _asymmetry(residual, weight, gaussian, angle)
+    paired = _paired(weight, gaussian)
+    along, across = _asymmetry(residual * weight, paired, gaussian, angle)
+    lopsided = _is_lopsided(
+        gaussian, weighted * paired, weight * paired, noise * paired, amplitude[:, 0, 0]
+    )
     # turned by pi, both axes point the other way
     turn = along < 0
     pose["angle"] = angle + turn * np.where(angle > 0, -np.pi, np.pi)
     pose["flip"] = np.where(np.where(turn, -across, across) < 0, -1, 1)
     flags = np.where(good & ~converged, Flag.POSE_NOT_CONVERGED, 0)
-    flags |= np.where(good & (significance < _ROUND_SNR), Flag.POSE_UNRELIABLE, 0)
+    unreliable = (significance < _ROUND_SNR) | lopsided
+    flags |= np.where(good & unreliable, Flag.POSE_UNRELIABLE, 0)
     flags |= np.where(good, 0, Flag.POSE_FAILED)
     return pose, flags.astype(np.int32)
 
@@ -375,7 +393,7 @@ def _curvature(fisher, hessian, least):
     fisher, hessian = fisher / both, hessian / both
     no_minimum = np.linalg.eigvalsh(hessian)[:, 0] < least
     hessian[no_minimum] = fisher[no_minimum]
-    return hessian + 1e-9 * np.eye(6), scale
+    return hessian + 1e-9 * np.eye(hessian.shape[-1]), scale
 
 
 def _sandwich(scatter, fisher, hessian):
@@ -424,13 +442,41 @@ def _errors(pose, gaussian, covariance, angle):
         return flattening / (2 * np.maximum(mixed, log_ratio))
 
 
-def _asymmetry(residual, weight, gaussian, angle):
+def _is_lopsided(gaussian, weighted, weight, noise, amplitude):
     """
-    Excess of light along the major axis and at right angles to it.
+    Whether a half turn about its centre makes another galaxy of a galaxy.
 
-    A pixel counts only if the one opposite the centre is valid too, so that
-    no mask makes one side look brighter.
+    Blends that no segmentation resolves do that. The third moments of what the
+    Gaussian leaves are compared with their noise, after a step that makes the first
+    six zero: in the fit, pixels counted whose opposite ones are masked.
     """
+    g = gaussian.values
+    sums = gaussian.sums(weighted * g, weight * g**2, noise * g**2, highest=6)
+    data, model, scatter = sums
+    amplitude = amplitude[:, np.newaxis]
+    score = data[:, _Y_THIRD, _X_THIRD] - amplitude * model[:, _Y_THIRD, _X_THIRD]
+    fisher = model[_THIRD]
+    hessian = 2 * fisher - data[_THIRD] / amplitude[..., np.newaxis]
+    fitted, third = slice(0, 6), slice(6, 10)
+    curvature, scale = _curvature(
+        fisher[:, fitted, fitted], hessian[:, fitted, fitted], _MIN_CURVATURE
+    )
+    step = hessian[:, third, fitted] / scale[:, np.newaxis]
+    step = np.linalg.solve(curvature, step.transpose(0, 2, 1)).transpose(0, 2, 1)
+    step /= scale[:, np.newaxis]
+    left = np.concatenate([-step, np.tile(np.eye(4), (len(g), 1, 1))], axis=2)
+    rest = left @ score[..., np.newaxis]
+    covariance = left @ scatter[_THIRD] @ left.transpose(0, 2, 1)
+    covariance, scale = _curvature(covariance, covariance, 0.0)
+    rest /= scale[..., np.newaxis]
+    chi2 = (rest * np.linalg.solve(covariance, rest)).sum(axis=(1, 2))
+    signal = amplitude[:, 0] ** 2 * model[:, 0, 0] ** 2
+    large = chi2 * scatter[:, 0, 0] > _LOPSIDED_SHARE**2 * signal
+    return (chi2 > _LOPSIDED_CHI2) & large
+
+
+def _paired(weight, gaussian):
+    """Which pixels are valid together with those opposite the centre."""
     n, ny, nx = weight.shape
     x, y = gaussian.x, gaussian.y
     opposite = []
@@ -449,8 +495,18 @@ def _asymmetry(residual, weight, gaussian, angle):
     each = np.arange(n)[:, np.newaxis, np.newaxis]
     paired = weight[each, rows[:, :, np.newaxis], columns[:, np.newaxis]] > 0
     paired &= inside[0][:, :, np.newaxis] & inside[1][:, np.newaxis]
+    return paired & (weight > 0)
+
+
+def _asymmetry(residual, paired, gaussian, angle):
+    """
+    Excess of light along the major axis and at right angles to it.
+
+    A pixel counts only if the one opposite the centre is valid too, so that
+    no mask makes one side look brighter.
+    """
     wide = gaussian.values ** (1 / _WIDE**2)
-    sums = gaussian.sums(np.where(paired, residual * weight * wide, 0))[0]
+    sums = gaussian.sums(np.where(paired, residual * wide, 0))[0]
     cos, sin = np.cos(angle), np.sin(angle)
     dx, dy = sums[:, 0, 1], sums[:, 1, 0]
     return cos * dx + sin * dy, cos * dy - sin * dx

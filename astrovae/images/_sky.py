@@ -3,6 +3,8 @@
 
 import numpy as np
 
+from astrovae.images._neighbors import count_true
+
 __all__ = ["combine_skies", "measure_sky"]
 
 # sky pixels are clipped at this many standard deviations, this many times
@@ -30,29 +32,25 @@ def measure_sky(data, usable):
         ``level``, ``level_err``, ``rms`` and ``n_pixels``.
     """
     n, ny, nx, n_bands = data.shape
-    values = np.array(data, dtype=np.float32)
-    np.copyto(values, np.inf, where=~usable)
-    values = np.moveaxis(values, -1, 1).reshape(n * n_bands, ny * nx)
+    # beyond the last pixel there is room for the end of sums
+    values = np.full((n * n_bands, ny * nx + 1), np.inf, np.float32)
+    planes = values[:, :-1].reshape(n, n_bands, ny, nx)
+    np.copyto(planes, np.moveaxis(data, -1, 1), where=np.moveaxis(usable, -1, 1))
     values.sort(axis=1)
-    last = np.moveaxis(usable, -1, 1).reshape(len(values), -1).view(np.uint8)
-    # several times faster than the sum of a bool array
-    last = last.sum(axis=1, dtype=np.uint32).astype(np.intp)
+    last = count_true(np.moveaxis(usable, -1, 1).reshape(-1, ny * nx))
     first = np.zeros_like(last)
     enough = last >= _MIN_SKY_PIXELS
+    rows = np.arange(len(values))
     for _ in range(_CLIP_PASSES):
-        low, middle, high = (
-            _quantile(values, first, last, q) for q in (0.158655, 0.5, 0.841345)
-        )
-        reach = _CLIP_SIGMA * (high - low) / 2
-        before = first, last
-        beyond = np.nextafter(middle + reach, np.inf)
-        limits = np.stack([middle - reach, beyond])
-        low, high = _count_below(values, limits)
-        first, last = np.maximum(first, low), np.minimum(last, high)
-        if np.array_equal(before, (first, last)):
+        before = first[rows], last[rows]
+        after = _clip(values, rows, *before)
+        changed = np.not_equal(before, after).any(axis=0)
+        first[rows], last[rows] = after
+        rows = rows[changed]
+        if not len(rows):
             break
     # sums of differences from a typical value lose no digits in float32
-    typical = _quantile(values, first, last, 0.5)
+    typical = _quantile(values, np.arange(len(values)), first, last, 0.5)
     values -= typical.astype(np.float32)[:, np.newaxis]
     level, rms = _level_and_scatter(values, first, last)
     level += typical.astype(np.float32)
@@ -117,6 +115,16 @@ def _median(values, known):
     return np.ma.filled(np.ma.median(values, axis=0).astype(float), np.nan)
 
 
+def _clip(values, rows, first, last):
+    """Which elements of sorted rows stay if those that stand out are left out."""
+    quantiles = np.array([[0.158655], [0.5], [0.841345]])
+    low, middle, high = _quantile(values, rows, first, last, quantiles)
+    reach = _CLIP_SIGMA * (high - low) / 2
+    limits = np.stack([middle - reach, np.nextafter(middle + reach, np.inf)])
+    low, high = _count_below(values, rows, limits)
+    return np.maximum(first, low), np.minimum(last, high)
+
+
 def _level_and_scatter(values, first, last):
     """
     The mean of the middle half of the elements first ... last-1, and their scatter.
@@ -124,24 +132,57 @@ def _level_and_scatter(values, first, last):
     This mean is as robust as the median to what clipping leaves, but it does not
     stick to the steps of quantised pixels. The scatter is about it. 0 without elements.
     """
-    level, scatter = np.zeros((2, len(values)))
-    for row, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-        if high > low:
-            kept = values[row, low:high]
-            quarter = len(kept) // 4
-            middle = kept[quarter : len(kept) - quarter]
-            level[row] = middle.sum() / len(middle)
-            kept -= np.float32(level[row])
-            scatter[row] = np.sqrt(np.dot(kept, kept) / len(kept))
-    return level, scatter
+    count = np.maximum(last - first, 0)
+    some, quarter = count > 0, count // 4
+    places = [first, first + quarter, last - quarter, last]
+    low, inner, high = _sum_between(values, places)
+    with np.errstate(over="ignore"):
+        np.multiply(values, values, out=values)
+    (squares,) = _sum_between(values, [first, last])
+    level, mean, square = np.zeros((3, len(values)))
+    np.divide(inner, count - 2 * quarter, out=level, where=some)
+    np.divide(low + inner + high, count, out=mean, where=some)
+    np.divide(squares, count, out=square, where=some)
+    # the values are near 0, so that no digits are lost
+    variance = square + level * (level - 2 * mean)
+    return level, np.sqrt(np.maximum(variance, 0))
 
 
-def _quantile(values, first, last, q):
-    """Quantile of the elements first ... last-1 of sorted rows."""
+def _sum_between(values, places):
+    """
+    Sums of elements of each row, from each place to the one before the next.
+
+    Parameters
+    ----------
+    values : `~numpy.ndarray`, shape (n, n_values)
+    places : list of `~numpy.ndarray` of int, shape (n,)
+        None before the one before it, and all less than ``n_values``.
+
+    Returns
+    -------
+    sums : list of `~numpy.ndarray`, shape (n,)
+        One for each place but the last.
+    """
+    if not len(values):
+        return [np.zeros(0) for _ in places[1:]]
+    bounds = np.stack(places, axis=1)
+    empty = np.diff(bounds, axis=1).T <= 0
+    bounds += np.arange(len(values))[:, np.newaxis] * values.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        # what lies between the last place of a row and the first of the next, too
+        sums = np.add.reduceat(values.ravel(), bounds.ravel())
+    step = len(places)
+    return [
+        np.where(nothing, 0, sums[i::step]).astype(float)
+        for i, nothing in enumerate(empty)
+    ]
+
+
+def _quantile(values, rows, first, last, q):
+    """Quantiles of the elements first ... last-1 of some sorted rows."""
     position = first + q * np.maximum(last - first - 1, 0)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, np.maximum(last - 1, low))
-    rows = np.arange(len(values))
     low = np.minimum(low, values.shape[1] - 1)
     high = np.minimum(high, values.shape[1] - 1)
     a, b = values[rows, low].astype(float), values[rows, high].astype(float)
@@ -149,23 +190,24 @@ def _quantile(values, first, last, q):
     return a + (position - low) * (b - a)
 
 
-def _count_below(values, limits):
+def _count_below(values, rows, limits):
     """
-    How many elements of sorted rows are below each limit: bisection.
+    How many elements of some sorted rows are below each limit: bisection.
 
     Parameters
     ----------
     values : `~numpy.ndarray`, shape (n, n_values)
         Each row in increasing order.
-    limits : `~numpy.ndarray`, shape (m, n)
-        Limits for each row.
+    rows : `~numpy.ndarray` of int, shape (n_rows,)
+        Which rows.
+    limits : `~numpy.ndarray`, shape (m, n_rows)
+        Limits for each of them.
 
     Returns
     -------
-    counts : `~numpy.ndarray` of int, shape (m, n)
+    counts : `~numpy.ndarray` of int, shape (m, n_rows)
         For each limit.
     """
-    rows = np.arange(len(values))
     counts = np.zeros(limits.shape, np.intp)
     step = 1 << int(values.shape[1]).bit_length()
     while step := step // 2:

@@ -4,6 +4,7 @@
 import numpy as np
 
 from astrovae.flags import Flag
+from astrovae.images._neighbors import dilate
 
 __all__ = ["MIN_SNR", "excess_variance", "measure_targets", "psf_sigmas"]
 
@@ -61,8 +62,8 @@ def measure_targets(data, level, bad, segmentation, labels, rms, centers):
     Returns
     -------
     columns : dict of `~numpy.ndarray`, shape (n,)
-        ``snr``, ``center_distance`` and ``neighbor_fraction``; NaN where there
-        is no target.
+        ``snr``, ``center_distance``, ``neighbor_fraction`` and
+        ``neighbor_overlap``; NaN where there is no target.
     flags : `~numpy.ndarray` of int, shape (n,)
     centroids : `~numpy.ndarray`, shape (n, 2)
         x and y in pixels of the cutout; NaN where there is no target.
@@ -81,14 +82,16 @@ def measure_targets(data, level, bad, segmentation, labels, rms, centers):
     light = data.reshape(-1, n_bands)[pixels] - level.astype(np.float32)[rows]
     light[bad.reshape(-1, n_bands)[pixels]] = 0
     light = (light * weight[rows]).sum(axis=1)
-    own = segmentation.ravel()[pixels] == labels[rows]
+    sources = segmentation.ravel()[pixels]
+    own = sources == labels[rows]
     around = np.bincount(rows[~own], light[~own], n)
+    overlap = _mirrored_light(light, rows, pixels, sources, own, (n, ny, nx))
     rows, light, pixels = rows[own], light[own], pixels[own] % (ny * nx)
     area, flux = np.bincount(rows, minlength=n), np.bincount(rows, light, n)
     found = (area > 0) & usable
     positive = np.maximum(light, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        snr, fraction = flux / np.sqrt(area), around / flux
+        snr, fraction, overlap = flux / np.sqrt(area), around / flux, overlap / flux
         total = np.bincount(rows, positive, n)
         x, y = (
             np.bincount(rows, positive * place, n) / total
@@ -100,12 +103,59 @@ def measure_targets(data, level, bad, segmentation, labels, rms, centers):
         "snr": np.where(found, snr, np.nan),
         "center_distance": np.where(found, distance, np.nan),
         "neighbor_fraction": np.where(found & (flux > 0), fraction, np.nan),
+        "neighbor_overlap": np.where(found & (flux > 0), overlap, np.nan),
     }
     with np.errstate(invalid="ignore"):
         flags = np.where(found & ~(snr >= MIN_SNR), Flag.LOW_SNR, 0)
         flags |= np.where(found & (distance > _MAX_DISTANCE), Flag.OFF_CENTER, 0)
         flags |= np.where(found & (fraction > 1), Flag.CROWDED, 0)
     return columns, flags.astype(np.int32), centroids
+
+
+def _mirrored_light(light, rows, pixels, sources, own, shape):
+    """
+    How much light of neighbours lies inside the target, if they are symmetric.
+
+    Light of a neighbour that a half turn about its brightest pixel brings into the
+    target is there as well; the segmentation gave it to the target.
+
+    Parameters
+    ----------
+    light, rows, pixels, sources : `~numpy.ndarray`, shape (n_pixels,)
+        Of all pixels with sources: light, cutout, place and label.
+    own : `~numpy.ndarray` of bool, shape (n_pixels,)
+        Those of the targets.
+    shape : tuple of int
+        ``(n, ny, nx)``.
+
+    Returns
+    -------
+    overlap : `~numpy.ndarray`, shape (n,)
+    """
+    n, ny, nx = shape
+    target = np.zeros(n * ny * nx, bool)
+    target[pixels[own]] = True
+    # far from targets, half a turn leads nowhere
+    near = dilate(target.reshape(shape), 1).ravel()
+    touching = np.zeros(n, bool)
+    touching[rows[near[pixels] & ~own]] = True
+    some = touching[rows] & ~own
+    light, rows = light[some], rows[some]
+    keys = rows * (int(sources.max(initial=0)) + 1) + sources[some]
+    _, group = np.unique(keys, return_inverse=True)
+    peak = np.zeros(group.max(initial=-1) + 1)
+    np.maximum.at(peak, group, light)
+    brightest = light == peak[group]
+    place = pixels[some] % (ny * nx)
+    inside, mirrored = True, []
+    for at, size in ((place // nx, ny), (place % nx, nx)):
+        center = np.zeros(len(peak), np.intp)
+        center[group[brightest]] = at[brightest]
+        opposite = 2 * center[group] - at
+        inside = inside & (opposite >= 0) & (opposite < size)
+        mirrored.append(np.clip(opposite, 0, size - 1))
+    inside &= target[(rows * ny + mirrored[0]) * nx + mirrored[1]]
+    return np.bincount(rows[inside], np.maximum(light[inside], 0), n)
 
 
 def excess_variance(data, bad, psf, rms, centroids):

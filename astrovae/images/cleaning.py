@@ -10,6 +10,13 @@ from astrovae._validation import check_option, check_positive_int
 from astrovae.flags import Flag
 from astrovae.images._artifacts import find_cosmic_rays, find_saturated
 from astrovae.images._checks import CheckedPixels
+from astrovae.images._neighbors import (
+    dilate,
+    fill,
+    inpaint,
+    make_tape,
+    noise_offsets,
+)
 from astrovae.images._segment import segment_cutouts
 from astrovae.images._sky import combine_skies, measure_sky
 from astrovae.images._targets import MIN_SNR, excess_variance, measure_targets
@@ -17,15 +24,13 @@ from astrovae.images._targets import MIN_SNR, excess_variance, measure_targets
 __all__ = ["clean_cutouts", "measure_background"]
 
 # cutouts at a time: their planes stay in the cache
-_CHUNK = 128
+_CHUNK = 256
 # what can be done with sky and neighbours
 _BACKGROUNDS = ("local", "global", None)
 _NEIGHBORS = ("mask", "fill", "inpaint", None)
 # sources are larger than the PSF if their variance exceeds its by this share of it,
 # and by so many times the uncertainty of the excess
 _MIN_EXCESS, _EXCESS_SIGMA = 0.15, 3.0
-# so many normal deviates serve all cutouts
-_TAPE_LENGTH = 1 << 20
 
 
 def clean_cutouts(
@@ -106,8 +111,10 @@ def clean_cutouts(
         If the sky is subtracted, ``columns`` have ``background``,
         ``background_err`` and ``background_rms`` of shape (n, n_bands), and of
         each target inside its isophote ``snr``, ``center_distance`` (from the
-        position that was cut around to the centroid, in pixels) and
-        ``neighbor_fraction``, the light of all neighbours over its own. Flags
+        position that was cut around to the centroid, in pixels),
+        ``neighbor_fraction``, the light of all neighbours over its own, and
+        ``neighbor_overlap``, what of that lies inside its isophote if neighbours
+        that touch it are symmetric. Flags
         are ``NEIGHBOR``, ``CROWDED`` (a fraction above 1), ``NO_SOURCE``,
         ``NO_BACKGROUND``, ``LOW_SNR`` (below 5), ``OFF_CENTER`` (more than 3
         pixels), ``NOT_LARGER_THAN_PSF`` if the stack has PSFs, ``SATURATED``
@@ -139,16 +146,10 @@ def clean_cutouts(
         "seed": check_positive_int("seed", seed, minimum=0),
     }
     n = len(stack)
-    out = {
-        "data": np.empty(stack.data.shape, np.float32),
-        "mask": np.empty(stack.data.shape, bool),
-        "segmentation": np.empty(stack.data.shape[:3], np.int32),
-        "labels": np.zeros(n, np.int32),
-        "flags": np.array(stack.flags),
-    }
-    if noise == "estimate" or stack.error is not None:
-        out["error"] = np.empty(stack.data.shape, np.float32)
-    tape = _make_tape(int(np.prod(stack.image_shape)), parameters["seed"])
+    out = _room(stack, parameters)
+    tape = None
+    if neighbors == "fill":
+        tape = make_tape(int(np.prod(stack.image_shape)), parameters["seed"])
     total = 2 * n if background == "global" else n
     with progress_bar("Cleaning", total, show=show_progress) as advance:
         shared = None
@@ -184,7 +185,7 @@ def clean_cutouts(
         }
     step = {"name": "clean_cutouts", "parameters": parameters}
     return stack.replace(
-        data=CheckedPixels(out.pop("data"), out.pop("mask")),
+        data=CheckedPixels(out.pop("data", stack.data), out.pop("mask", stack.mask)),
         mask=None,
         steps=(*stack.steps, step),
         meta=meta,
@@ -325,17 +326,16 @@ class _Chunk:
     """Some rows of a stack, in memory, with their sources and sky."""
 
     def __init__(self, stack, rows, parameters, room=None):
-        self.parameters = parameters
+        self.parameters, room = parameters, room or {}
         for name in ("data", "mask", "error"):
             plane = getattr(stack, name)
-            if plane is not None and room is not None:
+            if plane is not None and name in room:
                 # work where the results belong
                 room[name][...] = plane[rows]
                 plane = room[name]
             elif plane is not None:
-                plane = np.array(
-                    plane[rows], dtype=bool if name == "mask" else np.float32
-                )
+                dtype = bool if name == "mask" else np.float32
+                plane = np.asarray(plane[rows], dtype=dtype)
             setattr(self, name, plane)
         self.flags = np.array(stack.flags[rows])
         self.valid = ~self.mask.all(axis=(1, 2, 3))
@@ -415,7 +415,8 @@ class _Chunk:
     def find_sky(self):
         """Measure the sky away from all sources."""
         near = dilate(self.sources, self.parameters["grow"])
-        usable = ~(self.mask | near[..., np.newaxis])
+        usable = self.mask | near[..., np.newaxis]
+        np.logical_not(usable, out=usable)
         self.sky = measure_sky(self.data, usable)
         if self.shared is not None:
             lost = ~self.valid[:, np.newaxis]
@@ -437,39 +438,72 @@ class _Chunk:
             if needed[0]:
                 self._measure()
         level, rms = (
-            np.nan_to_num(self.sky[name]).astype(np.float32)[:, np.newaxis, np.newaxis]
+            np.nan_to_num(self.sky[name].astype(np.float32))
             for name in ("level", "rms")
         )
         if options["neighbors"] == "fill":
-            offsets = _noise_offsets(self.data)
+            offsets = noise_offsets(self.data)
         if options["background"]:
-            self.data -= level
+            self.data -= level[:, np.newaxis, np.newaxis]
             level = np.zeros_like(level)
         if options["neighbors"]:
             others = self._neighbors()
             if options["neighbors"] == "mask":
                 self.mask |= others[..., np.newaxis]
             elif options["neighbors"] == "inpaint":
-                _inpaint(self.data, others, self.mask)
+                inpaint(self.data, others, self.mask)
             else:
-                _fill(self.data, others, self.mask, level, rms, tape, offsets)
+                fill(self.data, others, self.mask, level, rms, tape, offsets)
             touched = others.any(axis=(1, 2)) & self.valid
             self.flags |= np.where(touched, Flag.NEIGHBOR, 0).astype(np.int32)
             lost = (self.labels == 0) & self.valid
             self.flags |= np.where(lost, Flag.NO_SOURCE, 0).astype(np.int32)
         step = options["quantization_step"] or 0.0
         if options["noise"] == "estimate":
-            error = np.sqrt(rms**2 + step**2 / 12)
-            self.error = np.broadcast_to(error, self.data.shape).astype(np.float32)
+            error = np.sqrt(rms**2 + step**2 / 12)[:, np.newaxis, np.newaxis]
+            self.error = np.broadcast_to(error, self.data.shape)
         elif self.error is not None and step:
-            self.error = np.hypot(self.error, np.float32(step / np.sqrt(12)))
+            np.hypot(self.error, np.float32(step / np.sqrt(12)), out=self.error)
 
     def _neighbors(self):
         """Pixels of other sources, widened, but not into the target."""
-        target = self.segmentation == self.labels[:, np.newaxis, np.newaxis]
-        target &= self.sources
-        others = dilate(self.sources & ~target, self.parameters["grow"])
-        return others & ~target & self.valid[:, np.newaxis, np.newaxis]
+        # where there is no target, none of the labels of sources
+        labels = np.where(self.labels > 0, self.labels, -1)
+        target = self.segmentation == labels[:, np.newaxis, np.newaxis]
+        others = dilate(self.sources ^ target, self.parameters["grow"])
+        np.greater(others, target, out=others)
+        others[~self.valid] = False
+        return others
+
+
+def _room(stack, parameters):
+    """Memory for what will change; of planes that stay, what is in memory is shared."""
+    shape = stack.data.shape
+    kinds = {
+        "mask": bool,
+        "data": np.float32,
+        "segmentation": np.int32,
+        "labels": np.int32,
+        "flags": np.int32,
+    }
+    kept = {"segmentation", "labels"} if stack.segmentation is not None else set()
+    if parameters["background"] is None and parameters["neighbors"] in ("mask", None):
+        kept.add("data")
+    hiding = parameters["saturation"] is not None or parameters["cosmic_rays"]
+    if parameters["neighbors"] != "mask" and not hiding:
+        kept.add("mask")
+    if parameters["noise"] == "estimate" or stack.error is not None:
+        kinds["error"] = np.float32
+        if parameters["noise"] == "keep" and not parameters["quantization_step"]:
+            kept.add("error")
+    room = {}
+    for name, dtype in kinds.items():
+        plane = getattr(stack, name)
+        if name in kept and isinstance(plane, np.ndarray) and plane.dtype == dtype:
+            continue
+        n_axes = {"segmentation": 3, "labels": 1, "flags": 1}.get(name, 4)
+        room[name] = np.empty(shape[:n_axes], dtype)
+    return room
 
 
 def _centers(stack, rows):
@@ -483,79 +517,3 @@ def _centers(stack, rows):
         positions = stack.positions[rows]
         centers = positions - np.ceil(positions - shape / 2)
     return np.where(np.isfinite(centers), centers, (shape - 1) / 2)
-
-
-def _fill(data, others, mask, level, rms, tape, offsets):
-    """Put sky and noise into pixels of other sources, in place."""
-    for row in np.flatnonzero(others.any(axis=(1, 2))):
-        # each cutout reads the tape from its own place
-        noise = tape[offsets[row] :][: data[row].size].reshape(data[row].shape)
-        new = level[row] + rms[row] * noise
-        np.copyto(data[row], new, where=others[row, ..., np.newaxis] & ~mask[row])
-
-
-def _inpaint(data, others, mask):
-    """Continue images smoothly into pixels of other sources, in place."""
-    from skimage.restoration import inpaint_biharmonic
-
-    for row in np.flatnonzero(others.any(axis=(1, 2))):
-        for band in range(data.shape[-1]):
-            bad = mask[row, ..., band]
-            hole = others[row] | bad
-            if hole.all():
-                continue
-            image = np.where(hole, 0, data[row, ..., band])
-            filled = inpaint_biharmonic(image, hole, split_into_regions=True)
-            new = others[row] & ~bad
-            data[row, ..., band][new] = filled[new]
-
-
-def dilate(mask, radius):
-    """
-    Widen a mask by a disc.
-
-    A disc is a pile of horizontal lines: widening along x once for each
-    width, and shifting in y, is far faster than a general footprint.
-
-    Parameters
-    ----------
-    mask : `~numpy.ndarray` of bool, shape (n, ny, nx)
-        The mask of each cutout.
-    radius : int
-        Radius of the disc in pixels.
-
-    Returns
-    -------
-    mask : `~numpy.ndarray` of bool, shape (n, ny, nx)
-        A new mask.
-    """
-    out = mask.copy()
-    wide = mask.copy()
-    width = 0
-    # from the poles of the disc to its equator lines get wider
-    for dy in range(radius, -1, -1):
-        target = int(np.sqrt((radius + 0.5) ** 2 - dy**2))
-        while width < target:
-            width += 1
-            wide[:, :, width:] |= mask[:, :, :-width]
-            wide[:, :, :-width] |= mask[:, :, width:]
-        out[:, dy:] |= wide[:, : wide.shape[1] - dy]
-        out[:, : wide.shape[1] - dy] |= wide[:, dy:]
-    return out
-
-
-def _noise_offsets(data):
-    """
-    Where on the tape of noise each cutout starts: a checksum of its pixels.
-
-    So that its noise depends neither on its row nor on the other rows.
-    """
-    words = np.ascontiguousarray(data).reshape(len(data), -1).view(np.uint32)
-    weights = np.arange(words.shape[1], dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-    return (words * weights).sum(axis=1, dtype=np.uint32) % np.uint32(_TAPE_LENGTH)
-
-
-def _make_tape(n_pixels, seed):
-    """Normal deviates that all cutouts read from, each from its own place."""
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal(_TAPE_LENGTH + n_pixels, dtype=np.float32)

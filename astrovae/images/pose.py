@@ -21,6 +21,8 @@ _DTYPE = np.dtype([(name, float) for name in _FIELDS])
 _FLAGS = Flag.POSE_FAILED | Flag.POSE_UNRELIABLE | Flag.POSE_NOT_CONVERGED
 # cutouts at a time: their planes stay in the cache
 _CHUNK = 16
+# so large a share of light from neighbours inside the isophote turns the angle
+_MAX_OVERLAP = 0.02
 # the splines of scipy
 _ORDERS = (0, 1, 2, 3, 4, 5)
 # masked pixels are filled from around before interpolation, this sigma in pixels
@@ -59,10 +61,13 @@ def measure_pose(stack, *, known=None, max_iter=25, show_progress=False):
     -------
     stack : `~astrovae.images.CutoutStack`
         The cutouts with ``pose``, a structured array with the fields below,
-        and this step in ``steps``. Galaxies too round for their angle to mean
-        anything get the flag ``POSE_UNRELIABLE``, those that were still
-        changing ``POSE_NOT_CONVERGED``. Where nothing can be measured, the
-        flag is ``POSE_FAILED``, the pose the identity and its errors NaN.
+        and this step in ``steps``. The flag is ``POSE_UNRELIABLE`` for galaxies too
+        round for their angle to mean anything, and for those that are blends by
+        the looks of it: clearly lopsided (of other galaxies one in ten, and no
+        bright one that is nearly symmetric), or with a ``neighbor_overlap`` above
+        0.02 (see `clean_cutouts`). It is ``POSE_NOT_CONVERGED`` for those
+        that were still changing. Where nothing can be measured, the flag is
+        ``POSE_FAILED``, the pose the identity and its errors NaN.
 
     Raises
     ------
@@ -145,6 +150,9 @@ def measure_pose(stack, *, known=None, max_iter=25, show_progress=False):
                 pose[name][rows] = values
             flags[rows] |= bits
             advance(rows.stop - rows.start)
+    overlap = stack.columns.get("neighbor_overlap", np.zeros(n))
+    blended = (overlap > _MAX_OVERLAP) & ((flags & Flag.POSE_FAILED) == 0)
+    flags |= np.where(blended, Flag.POSE_UNRELIABLE, 0).astype(np.int32)
     pose[(flags & Flag.POSE_FAILED) > 0] = _identity()
     parameters = {"max_iter": max_iter} if known is None else {"known": True}
     step = {"name": "measure_pose", "parameters": parameters}

@@ -27,6 +27,7 @@ from astrovae.images._checks import (
     float_plane,
     in_unit,
     mask_flags,
+    psf_flags,
     where_any,
 )
 from astrovae.images._combine import concatenate, from_table, to_table
@@ -62,7 +63,7 @@ class CutoutStack:
         whose error is not finite and positive are masked.
     psf : array_like, shape (n or 1, ky, kx, n_bands), optional
         The effective PSF (pixel response included) of each cutout, or one
-        for all.
+        for all. Where it is not finite, models mask the band.
     segmentation : array_like of int, shape (n, ny, nx), optional
         Source labels cut from the segmentation map of the whole image;
         0 is background.
@@ -148,9 +149,13 @@ class CutoutStack:
             self.error = float_plane("error", as_plane("error", error, shape))
             bad = ~(np.isfinite(self.error) & (self.error > 0)) & ~self.mask
             flags |= where_any(bad, Flag.BAD_ERROR)
-            self.mask |= bad
+            if bad.any():
+                self.mask = self.mask | bad  # that of checked pixels may be shared
         self.flags = flags | mask_flags(self.mask)
-        self.psf = None if psf is None else check_psf(psf, shape)
+        self.psf = None
+        if psf is not None:
+            self.psf = check_psf(psf, shape)
+            self.flags |= psf_flags(self.psf)
         self.segmentation, self.labels = check_labels(segmentation, labels, shape)
         self.bands = check_bands(bands, shape[-1])
         self.pixel_scale = check_pixel_scale(pixel_scale)

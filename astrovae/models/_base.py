@@ -317,6 +317,8 @@ class GalaxyModel(PresetModel):
         for name in sorted(self.needs - set(empty)):
             msg = f"this model needs {_NEEDS[name]}"
             raise ValueError(msg)
+        if "psf" in self.needs:
+            _check_psf_shape(empty["psf"].shape)
         check_preprocessing(self.preprocessing, getattr(source, "preprocessing", None))
         return source
 
@@ -341,6 +343,18 @@ def _check_image_shape(image_shape):
         msg = f"image_shape must be (ny, nx, n_bands), got {image_shape!r}."
         raise ValueError(msg)
     return tuple(check_positive_int("image_shape", size) for size in shape)
+
+
+def _check_psf_shape(shape):
+    """Refuse PSFs that are no images, or whose centre is no pixel."""
+    if len(shape) != 4 or 0 in (size % 2 for size in shape[1:3]):
+        msg = (
+            "the PSFs that this model needs must have the shape (n, ky, kx, n_bands) "
+            "with odd ky and kx, their centre on the middle pixel, got "
+            f"{('n', *shape[1:])}. Draw them again, or shift them by half a pixel and "
+            "pad them."
+        )
+        raise ValueError(msg)
 
 
 def _is_source_like(inputs):

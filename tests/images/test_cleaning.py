@@ -24,7 +24,7 @@ from astrovae.images import (
     make_cutouts,
     measure_background,
 )
-from astrovae.images.cleaning import dilate
+from astrovae.images._neighbors import dilate, noise_offsets
 
 
 @pytest.fixture(scope="module")
@@ -540,16 +540,47 @@ class TestFlaws:
             clean_cutouts(stack, saturation=[1, 2, 3])
 
 
-@pytest.mark.parametrize("radius", range(6))
-def test_dilate(rng, radius):
-    """Widening by a disc is what scipy does."""
-    mask = rng.random((5, 20, 31)) < 0.01
+@pytest.mark.parametrize("radius", [*range(6), 40])
+@pytest.mark.parametrize("shape", [(20, 31), (6, 64), (31, 150)])
+def test_dilate(rng, radius, shape):
+    """Widening by a disc is what scipy does, also across words and edges."""
+    mask = rng.random((5, *shape)) < (0.01 if radius < 9 else 3e-4)
     y, x = np.indices((2 * radius + 1,) * 2) - radius
     disc = np.hypot(y, x) <= radius + 0.5
     expected = ndimage.binary_dilation(mask, disc[np.newaxis])
     before = mask.copy()
     assert_array_equal(dilate(mask, radius), expected)
     assert_array_equal(mask, before)
+
+
+def test_dilate_nothing():
+    """No cutouts are widened to none."""
+    assert dilate(np.zeros((0, 5, 7), bool), 2).shape == (0, 5, 7)
+
+
+def test_pictures_get_different_noise(rng):
+    """Whole numbers have few digits; their checksums differ all the same."""
+    data = rng.integers(0, 256, (500, 32, 32, 1)).astype(np.float32)
+    assert len(np.unique(noise_offsets(data))) > 490
+
+
+def test_planes_that_stay_are_shared(rng):
+    """Masking neighbours copies no pixels, and changes none of the input."""
+    labels = np.zeros((3, 20, 20), np.int32)
+    labels[:, 8:12, 8:12], labels[:, 2:5, 2:5] = 1, 2
+    stack = CutoutStack(rng.normal(size=(3, 20, 20)), segmentation=labels)
+    before = stack.mask.copy()
+    clean = clean_cutouts(stack, background=None)
+    assert np.shares_memory(clean.data, stack.data)
+    assert_array_equal(stack.mask, before)
+    assert clean.mask[:, 2:5, 2:5].all()
+    assert not np.shares_memory(clean_cutouts(stack).data, stack.data)
+    # a constant image has no scatter: errors of zero mask it, and only the new stack
+    flat = stack.replace(data=np.ones((3, 20, 20)))
+    filled = clean_cutouts(flat, neighbors="fill", noise="estimate")
+    assert filled.mask.all()
+    assert not flat.mask.any()
+    assert np.shares_memory(clean_cutouts(flat, neighbors="fill").mask, flat.mask)
 
 
 def test_galaxies_without_neighbors():

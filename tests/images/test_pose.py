@@ -157,6 +157,39 @@ class TestTruth:
             assert abs(flagged.mean() - expected) <= 0.1
             assert (result.pose["angle_err"] <= np.pi / np.sqrt(12)).all()
 
+    def test_blends_are_flagged(self, rng):
+        """A companion within the galaxy makes it lopsided; arms and noise do not."""
+        pose = random_pose(rng, 60)
+        noise = rng.normal(size=(60, 41, 44))
+        galaxy = (0, 0, 10, 5.0, 3.0)
+        arms = [(6, 2, 2, 2.0, 2.0), (-6, -2, 2, 2.0, 2.0)]
+        for parts, expected in (
+            ([galaxy], 0.1),
+            ([galaxy, *arms], 0.1),
+            ([galaxy, (8, 3, 6, 2.0, 2.0)], 1.0),
+        ):
+            data = blobs(pose, parts) + noise
+            mask = rng.random(data.shape) < 0.05
+            stack = CutoutStack(data, mask=mask, error=np.ones(data.shape))
+            flagged = (measure_pose(stack).flags & Flag.POSE_UNRELIABLE) > 0
+            assert abs(flagged.mean() - expected) <= 0.12
+        # bright galaxies are never quite symmetric, nor Gaussian
+        bright = 100 * blobs(pose, [galaxy, (3, 1, 0.1, 3.0, 3.0), (0, 0, 5, 2, 1)])
+        stack = CutoutStack(bright + noise, error=np.ones(noise.shape))
+        flagged = (measure_pose(stack).flags & Flag.POSE_UNRELIABLE) > 0
+        assert not flagged.any()
+
+    def test_overlap_is_flagged(self):
+        """Light of a touching neighbour turns the angle; a column tells of it."""
+        _, stack = make_galaxies(4, shape=40, snr=(100, 200), seed=2)
+        stack = stack.replace(columns={"neighbor_overlap": [0, 0.01, 0.05, np.nan]})
+        other = measure_pose(stack.replace(columns={}))
+        new = measure_pose(stack).flags & ~other.flags
+        assert new.tolist()[2] & Flag.POSE_UNRELIABLE or (
+            other.flags[2] & Flag.POSE_UNRELIABLE
+        )
+        assert (new[[0, 1, 3]] == 0).all()
+
     def test_noise_is_estimated(self):
         """Without an error plane, errors are about those with one."""
         _, stack = make_galaxies(50, shape=48, seed=2)

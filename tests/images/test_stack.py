@@ -136,6 +136,16 @@ def test_shared_psf(tmp_path):
     assert batch["psf"].shape == (2, 3, 3, 1)
 
 
+def test_unknown_psfs_are_flagged():
+    """Rows whose bands all lack a PSF: of these, batches mask every pixel."""
+    psf = np.ones((4, 3, 3, 2))
+    psf[1], psf[2, 0, 0, 0] = np.nan, np.inf
+    stack = CutoutStack(np.ones((4, 8, 8, 2)), psf=psf)
+    assert stack.flags.tolist() == [0, Flag.NO_VALID_PIXEL, 0, 0]
+    mask = stack.batch(np.arange(4))["mask"]
+    assert mask.all(axis=(1, 2, 3)).tolist() == [False, True, False, False]
+
+
 def test_flags_follow_from_pixels():
     """Bad pixels, bad errors and empty cutouts are flagged."""
     data, error = np.ones((5, 4, 4)), np.ones((5, 4, 4))

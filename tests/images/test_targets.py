@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from astrovae.datasets import make_survey
 from astrovae.flags import Flag
 from astrovae.images import CutoutStack, clean_cutouts, detect_sources, make_cutouts
-from astrovae.images._targets import excess_variance
+from astrovae.images._targets import excess_variance, measure_targets
 
 
 def draw(variance, center, shape=(31, 33)):
@@ -161,3 +161,48 @@ def test_no_columns_without_background(rng):
     assert np.abs(clean.data[labels == 2] - 5).max() < 5
     assert_array_equal(clean.data[labels == 1], stack.data[labels == 1])
     assert {"snr", "background"} <= clean_cutouts(stack).columns.keys()
+
+
+def test_overlap_is_the_light_of_symmetric_neighbors():
+    """What a neighbour has on the other side of the border, if it touches."""
+    y, x = np.mgrid[:40, :61]
+    widths, at = np.array([2.5, 3.0, 2.5]), np.array([20.0, 30.0, 48.0])
+    parts = [
+        np.exp(-0.5 * ((x - place) ** 2 + (y - 20) ** 2) / width**2)
+        for place, width in zip(at, widths, strict=True)
+    ]
+    target, near, far = 50 * parts[0], 20 * parts[1], 20 * parts[2]
+    both = target + near > 1
+    segmentation = np.where(both, np.where(x < 25, 1, 2), 0)
+    segmentation[far > 1] = 3
+    stack = CutoutStack(
+        np.array([target + near + far, target + far]),
+        segmentation=[segmentation, np.where(segmentation == 2, 0, segmentation)],
+        labels=[1, 1],
+    )
+    columns, _, _ = measure_targets(
+        stack.data,
+        np.zeros((2, 1)),
+        stack.mask,
+        stack.segmentation,
+        stack.labels,
+        np.ones((2, 1)),
+        np.array([[20.0, 20.0]] * 2),
+    )
+    # as far as its own isophote reaches
+    inside = segmentation == 1
+    expected = near[inside & (near > 1)].sum() / stack.data[0, ..., 0][inside].sum()
+    assert expected > 0.01
+    assert_allclose(columns["neighbor_overlap"][0], expected, rtol=0.1)
+    assert columns["neighbor_overlap"][1] == 0
+    empty = stack[:0]
+    measured, _, _ = measure_targets(
+        empty.data,
+        np.zeros((0, 1)),
+        empty.mask,
+        empty.segmentation,
+        empty.labels,
+        np.ones((0, 1)),
+        np.zeros((0, 2)),
+    )
+    assert measured["neighbor_overlap"].shape == (0,)

@@ -168,8 +168,10 @@ def test_pose(survey):
 
     Where the light of other sources within two half-light radii is less than a
     hundredth of the galaxy's: blends that no segmentation resolves disturb the
-    others. Errors say what noise does: spirals and clumpy discs are compared with
-    what is measured on their own light without noise.
+    others. Most of these have a flag, and without any knowledge of the truth galaxies
+    that have none are right nearly as often: flags miss what is as small as the noise.
+    Errors say what noise does: spirals and clumpy discs are compared with what is
+    measured on their own light without noise.
     """
     tolerance = 0.05 if len(survey.truth) >= 1000 else 0.1
     pose = measure_pose(survey.clean)
@@ -183,9 +185,13 @@ def test_pose(survey):
     )
     flux, others = survey.column("flux"), survey.column("neighbor_flux")
     bad = Flag.POSE_FAILED | Flag.POSE_NOT_CONVERGED
-    use = survey.whole & (others < 0.01 * flux) & (pose.flags & bad == 0)
-    use &= survey.column("axis_ratio") < 0.8
+    known = survey.whole & (pose.flags & bad == 0)
+    known &= survey.column("axis_ratio") < 0.8
+    use = known & (others < 0.01 * flux)
     assert use.sum() > 0.25 * len(use)
+    flagged = (pose.flags & Flag.POSE_UNRELIABLE) > 0
+    assert flagged[known & (others > 0.1 * flux)].mean() > 0.8
+    assert flagged[use].mean() < 0.5
     assert ((pose.flags & bad) == 0)[survey.whole].mean() > 0.95
     kind = np.asarray(survey.truth["kind"])
     smooth = np.isin(kind, ["sersic", "bulge_disc"])
@@ -203,8 +209,8 @@ def test_pose(survey):
         if name == "angle":
             difference = (difference + np.pi / 2) % np.pi - np.pi / 2
         within = np.abs(difference) < pose.pose[f"{name}_err"]
-        share = within[use].mean()
-        assert abs(share - 0.68) <= tolerance, name
+        assert abs(within[use].mean() - 0.68) <= tolerance, name
+        assert abs(within[known & ~flagged].mean() - 0.68) <= tolerance + 0.03, name
 
 
 def test_recentred(survey):

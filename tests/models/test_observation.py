@@ -9,7 +9,7 @@ from scipy.signal import fftconvolve
 
 from astrovae._batches import BatchDataset
 from astrovae.datasets import make_galaxies
-from astrovae.exceptions import PreprocessingError
+from astrovae.exceptions import FlaggedRowsWarning, PreprocessingError
 from astrovae.layers import (
     FlowPrior,
     MaskedAutoregressiveFlow,
@@ -168,6 +168,36 @@ def test_missing_planes_are_named(stack):
     ]:
         with pytest.raises(ValueError, match=name):
             make_vae(stack, **options).encode(bare)
+
+
+@pytest.mark.parametrize("options", [{"psf": True}, {"side_inputs": ["psf"]}])
+@pytest.mark.parametrize("method", ["encode", "fit", "evaluate", "predict"])
+def test_even_psfs_are_refused_at_the_door(stack, options, method):
+    """Before anything is compiled, with what to do."""
+    even = stack.replace(psf=np.ones((1, 5, 6, 2)))
+    vae = make_vae(stack, **options)
+    vae.compile()
+    with pytest.raises(ValueError, match=r"odd ky and kx.*'n', 5, 6, 2.*pad them"):
+        getattr(vae, method)(even)
+
+
+def test_galaxies_without_psf_have_no_latents(blurred):
+    """All their pixels are masked: catalogues say so, and leave no numbers."""
+    from astropy.table import Table
+
+    from astrovae.catalog import add_latents
+    from astrovae.flags import Flag
+
+    psf = blurred.psf.copy()
+    psf[3], psf[5, :, :, 0] = np.nan, np.nan
+    stack = blurred.replace(psf=psf)
+    vae = make_vae(stack, psf=True)
+    with pytest.warns(FlaggedRowsWarning, match="1 of 40 rows"):
+        table = add_latents(Table({"id": stack.ids}), vae, stack)
+    lost = np.arange(len(stack)) == 3
+    assert (table["latent_mean"].mask.any(axis=1) == lost).all()
+    flags = table["latent_flags"]
+    assert ((flags & Flag.NO_VALID_PIXEL > 0) == lost).all()
 
 
 @pytest.mark.parametrize(
