@@ -6,13 +6,24 @@ import time
 import keras
 import numpy as np
 import regier
+from sklearn.decomposition import PCA
 
-from astrovae.images import align, measure_pose, unalign
+from astrovae.images import align, unalign
 from astrovae.layers import MixturePrior
 from astrovae.models import VAE, GaussianLikelihood, TerminateOnDivergence
-from astrovae.models.networks_eigen import principal_components
 
-__all__ = ["Deadline", "compare_painting", "forward_flops", "train_astrovader"]
+__all__ = [
+    "CLOCKS",
+    "Deadline",
+    "elbo_at_best_sigma",
+    "forward_flops",
+    "mean_square",
+    "paint",
+    "plain",
+    "train_astrovader",
+]
+
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 # small batches: minutes give this network few steps
 BATCH_SIZE = 32
@@ -22,6 +33,10 @@ PRETRAINING = 0.6
 NUM_PLACED = 600
 LATENT_DIM = 20
 PASSES = 60
+# galaxies whose components the networks begin with: more take gigabytes
+NUM_ADAPTED = 1500
+# galaxies that tell the bound
+NUM_BOUND = 300
 # of the cubic interpolation of a pixel
 TAPS = 16
 
@@ -36,23 +51,40 @@ class Deadline(keras.callbacks.Callback):
     ----------
     seconds : float
         The time.
+    clock : callable
+        What tells it.
+    learning_rate : float, optional
+        To begin with; it falls to zero, along a cosine, when the training ends.
+    last_step : float, optional
+        When it ends at the latest.
     """
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, clock, learning_rate=None, last_step=np.inf):
         super().__init__()
         self.limit, self.seconds, self.steps = seconds, 0.0, 0
+        self.clock, self.learning_rate = clock, learning_rate
+        self.last_step = last_step
         self.start = None
 
     def on_train_batch_end(self, batch, logs=None):
         if self.start is None:  # it was compiled
-            self.start = time.perf_counter()
+            self.start = self.clock()
         self.steps += 1
-        self.seconds = time.perf_counter() - self.start
-        if self.seconds > self.limit:
+        self.seconds = self.clock() - self.start
+        share = max(self.seconds / self.limit, self.steps / self.last_step)
+        if share >= 1:
             self.model.stop_training = True
+        elif self.learning_rate is not None:
+            rate = self.learning_rate * (1 + np.cos(np.pi * share)) / 2
+            self.model.optimizer.learning_rate = rate
 
 
-def train_astrovader(stack, num_components, seconds, seed):
+def plain(stack):
+    """Galaxies as before their pose was measured, the last step."""
+    return stack.replace(pose=None, steps=stack.steps[:-1])
+
+
+def train_astrovader(stack, options, seed):
     """
     Train the preset on prepared pictures.
 
@@ -60,17 +92,17 @@ def train_astrovader(stack, num_components, seconds, seed):
     scikit-learn, then both together, mirrored and turned at random.
     """
     keras.utils.set_random_seed(seed)
-    prior = MixturePrior(num_components, LATENT_DIM, seed=seed)
+    clock, k, dim = CLOCKS[options.clock], options.clusters, LATENT_DIM
+    prior = MixturePrior(k, dim, seed=seed)
     model = VAE.from_preset(
         "astrovader", image_shape=stack.image_shape, prior=prior, seed=seed
     )
     model.compile(keras.optimizers.Adam(LEARNING_RATE))
-    beta, taken = model.beta, 0.0
+    beta, taken, steps = model.beta, 0.0, []
     for share, weight in ((PRETRAINING, 0.1 * beta), (1 - PRETRAINING, beta)):
         model.beta = weight
-        deadline = Deadline(share * seconds)
-        if taken == 0.0:
-            k, dim = num_components, LATENT_DIM
+        deadline = Deadline(60 * share * options.minutes, clock)
+        if not steps:
             prior.set_components(np.ones(k), np.zeros((k, dim)), np.ones((k, dim)))
         model.fit(
             stack,
@@ -80,15 +112,15 @@ def train_astrovader(stack, num_components, seconds, seed):
             verbose=0,
             callbacks=[deadline, TerminateOnDivergence()],
         )
-        if taken == 0.0:
-            start = time.perf_counter()
-            mean, log_var = model.encode(stack[:NUM_PLACED])
+        if not steps:
+            start = clock()
+            mean, log_var = model.encode(stack[:NUM_PLACED], batch_size=64)
             prior.fit(mean, log_var, seed=seed)
-            taken += time.perf_counter() - start
+            taken += clock() - start
         taken += deadline.seconds
-        print(f"    {deadline.steps} steps of {BATCH_SIZE} galaxies", flush=True)
+        steps.append(deadline.steps)
     model.beta = beta
-    return model, taken
+    return model, taken, steps
 
 
 def forward_flops(model):
@@ -136,10 +168,10 @@ def train_painter(stack, aligned, options, seed=0):
     model = VAE.from_preset(
         "galaxy_eigen", image_shape=aligned.image_shape, **arguments
     )
+    model.adapt(aligned[:NUM_ADAPTED])
+    model.compile(keras.optimizers.Adam(1e-3))
     steps = PASSES * -(-len(aligned) // regier.BATCH_SIZE)
-    rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
-    model.compile(keras.optimizers.Adam(rate))
-    deadline = Deadline(60 * options.minutes)
+    deadline = Deadline(60 * options.minutes, CLOCKS[options.clock], 1e-3, steps)
     model.fit(
         aligned,
         batch_size=regier.BATCH_SIZE,
@@ -161,40 +193,41 @@ def train_painter(stack, aligned, options, seed=0):
         **arguments,
     )
     twin.posterior_layer.set_weights(model.posterior_layer.get_weights())
-    return twin, deadline.seconds
+    return twin, deadline.seconds, deadline.steps * regier.BATCH_SIZE / len(aligned)
 
 
-def compare_painting(train, test, other, options):
+def paint(train, test, options):
     """Squared errors on the prepared pixels, for 20 numbers per galaxy."""
-    plain = test
-    train, test = measure_pose(train), measure_pose(test)
     aligned = align(train, shape=regier.canvas_shape(train))
-    model, seconds = train_painter(train, aligned, options)
     result = {
-        "seconds_painting": seconds,
-        "mse": mean_square(test, model.reconstruct(test)["mean"]),
-        "elbo_painting": float(model.elbo(test).mean()),
-        "flops_painting": forward_flops(model),
-        "mse_astrovader_trained": mean_square(test, other.reconstruct(plain)["mean"]),
-        "elbo_astrovader_trained": elbo_at_best_sigma(other, plain),
+        "mse_pca": error_of_components(train, test, test),
+        "mse_pca_posed": error_of_components(
+            aligned, align(test, shape=aligned.image_shape[:2]), test
+        ),
     }
-    result["flops_ratio_painting"] = forward_flops(other) / result["flops_painting"]
-    for name, frame in (("mse_pca", train), ("mse_pca_posed", aligned)):
-        images = regier.flat(frame)[0]
-        center, rows, _ = principal_components(images, LATENT_DIM)
-        seen = test if frame is train else align(test, shape=aligned.image_shape[:2])
-        offset = regier.flat(seen)[0] - center
-        painted = (center + (offset @ rows.T) @ rows).reshape(-1, *seen.image_shape)
-        if frame is aligned:
-            painted = unalign(painted, test.pose, shape=test.image_shape[:2])
-        result[name] = mean_square(test, painted)
-    if options.weights:
-        from astrovae.interop.astrovader import load_published_weights
+    model, seconds, passes = train_painter(train, aligned, options)
+    flops = forward_flops(model)
+    network = VAE.from_preset("astrovader", image_shape=plain(test).image_shape)
+    return result | {
+        "seconds_painting": seconds,
+        "passes_painting": passes,
+        "mse": mean_square(test, model.reconstruct(test)["mean"]),
+        "elbo_painting": float(model.elbo(test[:NUM_BOUND]).mean()),
+        "flops_painting": flops,
+        "flops_ratio_painting": forward_flops(network) / flops,
+    }
 
-        published = load_published_weights(options.weights)
-        painted = published.reconstruct(test.data[:])["mean"]
-        result["mse_astrovader_published"] = mean_square(test, painted)
-    return result
+
+def error_of_components(frame, shown, test):
+    """Squared error of principal components, in the frame of the images or another."""
+    solver = {"svd_solver": "randomized", "random_state": 0}
+    components = PCA(LATENT_DIM, copy=False, **solver).fit(regier.flat(frame)[0])
+    painted = components.inverse_transform(
+        components.transform(regier.flat(shown)[0])
+    ).reshape(-1, *shown.image_shape)
+    if shown is not test:
+        painted = unalign(painted, test.pose, shape=test.image_shape[:2])
+    return mean_square(test, painted)
 
 
 def mean_square(stack, painted):
@@ -204,7 +237,7 @@ def mean_square(stack, painted):
 
 def elbo_at_best_sigma(model, stack):
     """The bound if the noise of all pixels is the one that suits the model best."""
-    terms = model.predict(stack, verbose=0)
+    terms = model.predict(stack[:NUM_BOUND], batch_size=64, verbose=0)
     count = np.prod(model.image_shape)
     variance = terms["mse"].mean(dtype=float)
     log_like = -0.5 * count * (np.log(2 * np.pi * variance) + 1)

@@ -13,23 +13,37 @@ the mixture::
     python benchmarks/clusters.py --train gz2_images.zip --test gz2_images.zip \
         --labels gz2_galaxies.csv --minutes 12 --json clusters.json
 
-Then, for images as AstroVaDEr prepares them, how well 20 latents reproduce the
-pixels. Files, splits and labels are as for ``physics.py``. ``--weights`` names the
-published weights of AstroVaDEr. Settings were chosen by the held-out ELBO, and by
-agreement between seeds, on training and validation galaxies; those of the test are
-used once.
+Before that, for images as AstroVaDEr prepares them, how well 20 latents reproduce the
+pixels. Each part runs in a process of its own, and the file of numbers is written after
+each: ``parts`` names those that are in it. Files, splits and labels are as for
+``physics.py``. ``--weights`` names the published weights of AstroVaDEr. Settings were
+chosen by the held-out ELBO, and by agreement between seeds, on training and validation
+galaxies; those of the test are used once.
 """
 
 import argparse
 import json
+import multiprocessing
 import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
 import physics
 import regier
-from _astrovader import Deadline, compare_painting, forward_flops, train_astrovader
+from _astrovader import (
+    CLOCKS,
+    Deadline,
+    elbo_at_best_sigma,
+    forward_flops,
+    mean_square,
+    paint,
+    plain,
+    train_astrovader,
+)
 from sklearn.cluster import KMeans
 
 from astrovae.diagnostics import (
@@ -116,12 +130,6 @@ def companion_light(stack):
     return np.where(mask, light, 0).sum(axis=(1, 2)) / np.maximum(own, 1e-6)
 
 
-def ordered(stack, ids):
-    """The rows of a stack in the order of some ids."""
-    rows = {str(key): row for row, key in enumerate(stack.ids)}
-    return stack[[rows[str(key)] for key in ids]]
-
-
 # ---------------------------------------------------------------------------
 # Methods
 # ---------------------------------------------------------------------------
@@ -151,7 +159,7 @@ def train_ours(stack, aligned, options, seed):
     steps = options.passes * -(-len(aligned) // regier.BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
     model.compile(keras.optimizers.Adam(rate))
-    deadline = Deadline(60 * options.minutes)
+    deadline = Deadline(60 * options.minutes, CLOCKS[options.clock])
     recipe = mixture_training(aligned, options.passes, beta=BETA, seed=seed)
     model.fit(
         aligned,
@@ -209,7 +217,7 @@ class WhitenedComponents:
 
 def clusters_of(model, stack):
     """The most probable component of each galaxy."""
-    return model.responsibilities(stack).argmax(axis=1)
+    return model.responsibilities(stack, batch_size=64).argmax(axis=1)
 
 
 # ---------------------------------------------------------------------------
@@ -288,77 +296,197 @@ def check_mixture(model, stack, seed):
 
 
 # ---------------------------------------------------------------------------
+# Parts of the comparison, each in a process of its own
+# ---------------------------------------------------------------------------
+
+
+def prepare(folder, options):
+    """Write the galaxies that the other parts read, and give what scores need."""
+    same_file = Path(options.train).resolve() == Path(options.test).resolve()
+    train = regier.read_jpegs(options.train)["grey"]
+    test = train if same_file else regier.read_jpegs(options.test)["grey"]
+    train, validation, test = regier.split(train, test, same_file, options.split_seed)
+    if options.validate:
+        test, validation = validation, train[:200]
+    parts = {"train": train, "validation": validation, "test": test}
+    paths = {"train": options.train, "test": options.test}
+    if options.validate:
+        paths["test"] = options.train
+    for name, part in parts.items():
+        parts[name] = posed(part)
+        parts[name].write(folder / f"{name}.h5")
+    for name, path in paths.items():
+        ids = parts[name].ids
+        pictures = CutoutStack.from_images(path, ids=ids, preprocess="astrovader")
+        measure_pose(pictures).write(folder / f"{name}_pictures.h5")
+    labels, _ = physics.read_labels(options.labels)
+    test, labelled = parts["test"], parts["train"][:NUM_LABELLED]
+    return {
+        "result": {
+            **{f"n_{name}": len(part) for name, part in parts.items()},
+            "held_out_of_train_file": same_file,
+        },
+        "classes": [tasks(labels, part.ids) for part in (test, labelled)],
+        "nuisances": nuisances(test),
+    }
+
+
+def read(folder, *names):
+    """Galaxies that `prepare` wrote, in memory."""
+    return [CutoutStack.read(folder / f"{name}.h5").replace() for name in names]
+
+
+def part_kmeans(folder, options):
+    """Labels by k-means of principal components, for each seed."""
+    train, test = read(folder, "train", "test")
+    components = WhitenedComponents(align(train, shape=regier.canvas_shape(train)))
+    train, *others = (components(one) for one in (train, test, train[:NUM_LABELLED]))
+    runs = []
+    for seed in range(options.seeds):
+        kmeans = KMeans(options.clusters, n_init=10, random_state=seed).fit(train)
+        runs.append(tuple(kmeans.predict(one) for one in others))
+    return {"labels": runs}
+
+
+def part_ours(folder, options, seed):
+    """Labels and checks of one of our models."""
+    train, validation, test = read(folder, "train", "validation", "test")
+    aligned = align(train, shape=regier.canvas_shape(train))
+    model, seconds = train_ours(train, aligned, options, seed)
+    model.calibrate(validation)
+    return {
+        "labels": tuple(
+            clusters_of(model, one) for one in (test, train[:NUM_LABELLED])
+        ),
+        "checks": check_mixture(model, validation, seed),
+        "seconds": seconds,
+        "flops": forward_flops(model),
+    }
+
+
+def part_astrovader(folder, options, seed):
+    """Labels of AstroVaDEr's network, and how well it paints."""
+    train, test = (
+        plain(one) for one in read(folder, "train_pictures", "test_pictures")
+    )
+    model, seconds, steps = train_astrovader(train, options, seed)
+    return {
+        "labels": tuple(
+            clusters_of(model, one) for one in (test, train[:NUM_LABELLED])
+        ),
+        "seconds": seconds,
+        "steps": steps,
+        "flops": forward_flops(model),
+        "mse": mean_square(test, model.reconstruct(test, batch_size=64)["mean"]),
+        "elbo": elbo_at_best_sigma(model, test),
+    }
+
+
+def part_published(folder, options):
+    """Labels of the published model, and how well it paints."""
+    from astrovae.interop.astrovader import load_published_weights
+
+    model = load_published_weights(options.weights)
+    train, test = (
+        plain(one) for one in read(folder, "train_pictures", "test_pictures")
+    )
+    return {
+        "labels": [
+            tuple(clusters_of(model, one) for one in (test, train[:NUM_LABELLED]))
+        ],
+        "mse": mean_square(test, model.reconstruct(test, batch_size=64)["mean"]),
+    }
+
+
+def part_painting(folder, options):
+    """Squared errors from 20 latents, and from as many components."""
+    return paint(*read(folder, "train_pictures", "test_pictures"), options)
+
+
+def alone(function, *arguments):
+    """Call a function in a new process, whose memory is free afterwards."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+# ---------------------------------------------------------------------------
 # The comparison
 # ---------------------------------------------------------------------------
 
 
-def run(train, test, same_file, pictures, labels, options):
-    """Train and compare, and give an object."""
-    train, validation, test = regier.split(train, test, same_file, options.split_seed)
-    if options.validate:
-        test, validation = validation, train[:200]
-    train, validation, test = map(posed, (train, validation, test))
-    aligned = align(train, shape=regier.canvas_shape(train))
-    labelled = train[:NUM_LABELLED]
-    components = WhitenedComponents(aligned)
-    latents = [components(part) for part in (train, test, labelled)]
-    groups = {name: [] for name in METHODS}
-    seconds, checks = {"ours": [], "astrovader": []}, []
-    images = {
-        name: ordered(pictures, part.ids)
-        for name, part in (("train", train), ("test", test), ("labelled", labelled))
-    }
+def run(options, save):
+    """Train and compare, and give an object; ``save`` it after each part."""
+    parts = [("painting", part_painting, ())] if options.painting else []
+    if options.weights:
+        parts.append(("published", part_published, ()))
     for seed in range(options.seeds):
-        model, taken = train_ours(train, aligned, options, seed)
-        model.calibrate(validation)
-        groups["ours"].append((clusters_of(model, test), clusters_of(model, labelled)))
-        checks.append(check_mixture(model, validation, seed))
-        seconds["ours"].append(taken)
-        say(f"seed {seed}: ours after {taken:.0f} s")
-        kmeans = KMeans(options.clusters, n_init=10, random_state=seed).fit(latents[0])
-        groups["kmeans_pca"].append(tuple(kmeans.predict(part) for part in latents[1:]))
-        other, taken = train_astrovader(
-            images["train"], options.clusters, 60 * options.minutes, seed
-        )
-        groups["astrovader"].append(
-            tuple(clusters_of(other, images[name]) for name in ("test", "labelled"))
-        )
-        seconds["astrovader"].append(taken)
-        say(f"seed {seed}: AstroVaDEr's network after {taken:.0f} s")
-    classes, train_classes = (tasks(labels, part.ids) for part in (test, labelled))
+        parts.append((f"astrovader_{seed}", part_astrovader, (seed,)))
+        parts.append((f"ours_{seed}", part_ours, (seed,)))
+        if seed == 0:
+            parts.append(("kmeans_pca", part_kmeans, ()))
+    found = {}
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        known = alone(prepare, folder, options)
+        for name, function, arguments in parts:
+            start = time.perf_counter()
+            try:
+                found[name] = alone(function, folder, options, *arguments)
+            except Exception:  # whatever it is, the other parts can go on
+                traceback.print_exc()
+            taken = time.perf_counter() - start
+            say(f"{name} {'done' if name in found else 'failed'} after {taken:.0f} s")
+            save(summarize(found, known, options))
+    return summarize(found, known, options)
+
+
+def summarize(found, known, options):
+    """One object from the parts that are done."""
     result = {
         "backend": keras.config.backend(),
         "clusters": options.clusters,
         "seeds": options.seeds,
         "minutes": options.minutes,
-        "n_train": len(train),
-        "n_validation": len(validation),
-        "n_test": len(test),
-        "held_out_of_train_file": same_file,
+        "clock": options.clock,
+        "parts": list(found),
         "scored_on_validation": options.validate,
-        "seconds_train": seconds,
+        **known["result"],
     }
-    for key in checks[0]:
-        values = [found[key] for found in checks]
-        worst = max(values, key=lambda value: abs(value - (key == "weights_sum")))
-        result[key] = worst
-        result[f"{key}_seeds"] = values
-    nuisance = nuisances(test)
-    if options.weights:
-        from astrovae.interop.astrovader import load_published_weights
-
-        published = load_published_weights(options.weights)
-        groups["astrovader_published"] = [
-            tuple(clusters_of(published, images[name]) for name in ("test", "labelled"))
-        ]
+    ours, other = (
+        [part for name, part in found.items() if name.startswith(prefix)]
+        for prefix in ("ours_", "astrovader_")
+    )
+    groups = {
+        "ours": [part["labels"] for part in ours],
+        "astrovader": [part["labels"] for part in other],
+        "kmeans_pca": found.get("kmeans_pca", {}).get("labels"),
+        "astrovader_published": found.get("published", {}).get("labels"),
+    }
     for name, runs in groups.items():
-        result[name] = score_method(runs, classes, train_classes, nuisance)
-    result["occupied"] = min(result["ours"]["occupied"])
-    result["seed_ari"] = result["ours"]["seed_ari"]
-    result["flops_ours"] = forward_flops(model)
-    result["flops_astrovader"] = forward_flops(other)
-    if options.painting:
-        result |= compare_painting(images["train"], images["test"], other, options)
+        if runs:
+            result[name] = score_method(runs, *known["classes"], known["nuisances"])
+    if ours:
+        result["occupied"] = min(result["ours"]["occupied"])
+        result["seed_ari"] = result["ours"]["seed_ari"]
+        for key in ours[0]["checks"]:
+            values = [part["checks"][key] for part in ours]
+            ideal = float(key == "weights_sum")
+            result[key] = max(values, key=lambda value: abs(value - ideal))
+            result[f"{key}_seeds"] = values
+    for name, parts in (("ours", ours), ("astrovader", other)):
+        if parts:
+            result[f"seconds_{name}"] = [part["seconds"] for part in parts]
+            result[f"flops_{name}"] = parts[0]["flops"]
+    result |= found.get("painting", {})
+    if other:
+        result["steps_astrovader"] = [part["steps"] for part in other]
+        for key in ("mse", "elbo"):
+            values = [part[key] for part in other]
+            result[f"{key}_astrovader_trained"] = float(np.mean(values))
+            result[f"{key}_astrovader_trained_sd"] = spread(values)
+    if "published" in found:
+        result["mse_astrovader_published"] = found["published"]["mse"]
     return result
 
 
@@ -371,27 +499,31 @@ def show(result):
     """Print tables."""
     print(
         f"\n{result['n_train']} galaxies to train on, {result['n_test']} to test on; "
-        f"{result['seeds']} seeds, at most {result['minutes']:g} minutes each"
+        f"at most {result['minutes']:g} minutes per training"
     )
     methods = [name for name in (*METHODS, "astrovader_published") if name in result]
-    print(f"{'':22}" + "".join(f"{name:>21}" for name in methods))
-    rows = [(task, key) for task in tasks({}, []) for key in ("nmi", "ari", "accuracy")]
-    for task, key in rows:
-        cells = [with_spread(result[name][task], key) for name in methods]
-        print(f"{task + ' ' + key:22}" + "".join(f"{cell:>21}" for cell in cells))
-        if key == "accuracy":
-            cells = [with_spread(result[name][task], "majority") for name in methods]
-            print(f"{task + ' majority':22}" + "".join(f"{c:>21}" for c in cells))
-    for key in ("mi_angle", "mi_companions", "seed_ari"):
-        cells = [with_spread(result[name], key) for name in methods]
-        print(f"{key:22}" + "".join(f"{cell:>21}" for cell in cells))
-    cells = [", ".join(map(str, result[name]["occupied"])) for name in methods]
-    print(f"{'occupied':22}" + "".join(f"{cell:>21}" for cell in cells))
-    names = ("weights_sum", "max_bhattacharyya", "batch_dependence")
-    names += ("calibration_error", "calibration_error_decoded")
-    names += ("flops_ours", "flops_astrovader")
-    for name in (*names, *(key for key in result if key.startswith(("mse", "elbo_")))):
-        print(f"{name:34}{result[name]:14.6g}")
+    if methods:
+        print(f"{'':22}" + "".join(f"{name:>21}" for name in methods))
+        rows = [
+            (task, key) for task in tasks({}, []) for key in ("nmi", "ari", "accuracy")
+        ]
+        for task, key in rows:
+            cells = [with_spread(result[name][task], key) for name in methods]
+            print(f"{task + ' ' + key:22}" + "".join(f"{cell:>21}" for cell in cells))
+            if key == "accuracy":
+                cells = [
+                    with_spread(result[name][task], "majority") for name in methods
+                ]
+                print(f"{task + ' majority':22}" + "".join(f"{c:>21}" for c in cells))
+        for key in ("mi_angle", "mi_companions", "seed_ari"):
+            cells = [with_spread(result[name], key) for name in methods]
+            print(f"{key:22}" + "".join(f"{cell:>21}" for cell in cells))
+        cells = [", ".join(map(str, result[name]["occupied"])) for name in methods]
+        print(f"{'occupied':22}" + "".join(f"{cell:>21}" for cell in cells))
+    beginnings = ("weights_sum", "max_bhatt", "batch_dep", "calibration", "flops")
+    for name, value in result.items():
+        if name.startswith((*beginnings, "mse", "elbo")) and isinstance(value, float):
+            print(f"{name:34}{value:14.6g}")
 
 
 def with_spread(scores, key):
@@ -409,16 +541,22 @@ def main():
     parser.add_argument("--test", required=True, help="the same kind of file")
     parser.add_argument("--labels", required=True, help="CSV with a column GalaxyID")
     parser.add_argument("--clusters", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: painting alone")
     parser.add_argument("--minutes", type=float, default=12, help="per training")
     parser.add_argument("--passes", type=int, default=PASSES, help="ours, at most")
     parser.add_argument("--weights", metavar="H5", help="published by AstroVaDEr")
     parser.add_argument("--split-seed", type=int, default=0, help="of held-out ids")
     parser.add_argument(
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="wall",
+        help="what minutes count; of the processor, on a machine with other work",
+    )
+    parser.add_argument(
         "--painting",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compare reconstructions from 20 latents; takes one more training",
+        help="compare reconstructions from 20 latents; one more training, the first",
     )
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
@@ -427,21 +565,13 @@ def main():
         help="score galaxies held out of the training, and leave the test alone",
     )
     options = parser.parse_args()
-    labels, _ = physics.read_labels(options.labels)
-    same_file = Path(options.train).resolve() == Path(options.test).resolve()
-    train = regier.read_jpegs(options.train)["grey"]
-    test = train if same_file else regier.read_jpegs(options.test)["grey"]
-    paths = [options.train] if same_file else [options.train, options.test]
-    pictures = [CutoutStack.from_images(p, preprocess="astrovader") for p in paths]
-    if not same_file:
-        new = ~np.isin(pictures[0].ids.astype(str), test.ids.astype(str))
-        pictures[0] = pictures[0][new]
-    pictures = CutoutStack.concatenate(pictures)
-    result = run(train, test, same_file, pictures, labels, options)
-    show(result)
-    if options.json is not None:
-        text = json.dumps(result, indent=2) + "\n"
-        Path(options.json).write_text(text, encoding="utf-8")
+
+    def save(result):
+        if options.json is not None:
+            text = json.dumps(result, indent=2) + "\n"
+            Path(options.json).write_text(text, encoding="utf-8")
+
+    show(run(options, save))
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def _array(found, key, shape):
             f"{found[key].dtype} of shape {found[key].shape}"
         )
         raise PresetError(msg)
-    array = found[key][()]
+    with np.errstate(over="ignore"):
+        array = found[key][()].astype(np.float32)
     if not np.isfinite(array).all():
         msg = f"{name} holds values that are not finite"
         raise PresetError(msg)

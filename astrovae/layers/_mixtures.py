@@ -287,7 +287,8 @@ class MixturePrior(Mixture):
         TypeError
             If ``mixture`` is no fitted mixture.
         ValueError
-            If its components are of another number, dimension or type.
+            If its components are of another number, dimension or type, or the
+            variance is not finite.
 
         Warns
         -----
@@ -309,7 +310,10 @@ class MixturePrior(Mixture):
             raise ValueError(msg)
         covariances = expand_covariances(mixture, self.covariance)
         if posterior_variance is not None:
-            added = np.broadcast_to(posterior_variance, ours[1:])
+            added = np.broadcast_to(np.asarray(posterior_variance, float), ours[1:])
+            if not (np.isfinite(added).all() and (added >= 0).all()):
+                msg = f"posterior_variance must be finite and positive, got {added}."
+                raise ValueError(msg)
             diagonal = self.covariance == "diagonal"
             covariances = covariances + (added if diagonal else np.diag(added))
         log_weights = np.log(np.maximum(mixture.weights_, 1e-12))
@@ -435,7 +439,8 @@ class MixturePrior(Mixture):
         Raises
         ------
         ValueError
-            If there are fewer galaxies than components, or values are not finite.
+            If there are fewer galaxies than components, shapes differ, or values
+            are not finite.
         """
         check_option("start", start, ("k-means", "current"))
         check_positive_int("num_restarts", num_restarts)
@@ -477,17 +482,25 @@ class MixturePrior(Mixture):
         if means.ndim != 2 or means.shape[1] != self.latent_dim:
             msg = f"mean must have the shape (n, {self.latent_dim}), got {means.shape}."
             raise ValueError(msg)
+        name, given = "log_var", log_var
+        wanted = means.shape
         if scale_tril is not None:
-            factors = np.asarray(scale_tril, dtype=float)
-            spreads = factors @ np.swapaxes(factors, 1, 2)
-        elif log_var is not None:
-            spreads = np.exp(np.asarray(log_var, dtype=float))
-        else:
-            spreads = np.zeros_like(means)
-        if not (np.isfinite(means).all() and np.isfinite(spreads).all()):
+            name, given = "scale_tril", scale_tril
+            wanted = (*wanted, self.latent_dim)
+        spreads = np.zeros_like(means)
+        if given is not None:
+            given = np.asarray(given, dtype=float)
+            if given.shape != wanted:
+                msg = f"{name} must have the shape {wanted}, got {given.shape}."
+                raise ValueError(msg)
+            with np.errstate(over="ignore", invalid="ignore"):
+                factors = np.swapaxes(given, 1, -1)
+                spreads = np.exp(given) if given.ndim == 2 else given @ factors
+        both = np.hstack([means, spreads.reshape(len(means), -1)])
+        bad = ~np.isfinite(both).all(axis=1)
+        if bad.any():
             msg = (
-                "latents must be finite; "
-                f"{(~np.isfinite(means).all(axis=1)).sum()} of {len(means)} means are "
+                f"latents must be finite; those of {bad.sum()} of {len(means)} are "
                 "not. Leave out galaxies that were not measured."
             )
             raise ValueError(msg)

@@ -11,6 +11,9 @@ from astrovae.models.schedules import CyclicalBeta
 
 __all__ = ["MixtureInitialization", "MixtureUpkeep", "mixture_training"]
 
+# means that differ by less were never placed
+_UNITED = 1e-3
+
 
 class _MixtureCallback(keras.callbacks.Callback):
     """
@@ -36,6 +39,8 @@ class _MixtureCallback(keras.callbacks.Callback):
                 f"got {type(self.model.prior).__name__}."
             )
             raise TypeError(msg)
+        # of the shape, and prepared, as those of the training
+        self.model._source(self._source.source)
         found, needed = len(self._source), self.model.prior.num_components
         if found < needed:
             msg = (
@@ -87,7 +92,8 @@ class MixtureInitialization(_MixtureCallback):
         each galaxy, from k-means; it differs less between seeds.
     normal_before : bool, optional
         Whether the prior is one standard normal distribution until then. If the
-        training is stopped before, the components are placed when it ends.
+        training is stopped before, or goes back to such an epoch as early stopping
+        does, the components are placed when it ends.
     max_galaxies : int, optional
         Use at most this many, evenly spaced.
     num_restarts : int, optional
@@ -146,19 +152,18 @@ class MixtureInitialization(_MixtureCallback):
         self.method = check_option("method", method, ("gmm", "posteriors"))
         self.normal_before = bool(normal_before)
         self.num_restarts = check_positive_int("num_restarts", num_restarts)
-        self.seed, self._last_epoch = seed, -1
+        self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
         # decided by the epoch alone, so that a resumed training does the same
-        self._last_epoch = epoch
         if epoch < self.epochs and self.normal_before:
             self._unite()
         if epoch == self.epochs:
             self._place()
 
     def on_train_end(self, logs=None):
-        # stopped too early: else there would be no clusters at all
-        if self._last_epoch < self.epochs and self.normal_before:
+        # stopped too early, or back at an early epoch: else there were no clusters
+        if self.normal_before and self._is_united():
             self._place()
 
     def _place(self):
@@ -187,6 +192,10 @@ class MixtureInitialization(_MixtureCallback):
         if prior.covariance != "diagonal":
             covariances = np.repeat(np.eye(dim)[None], k, axis=0)
         prior.set_components(np.ones(k), np.zeros((k, dim)), covariances)
+
+    def _is_united(self):
+        means = self.model.prior.components()["means"]
+        return len(means) > 1 and np.ptp(means, axis=0).max() < _UNITED
 
 
 class MixtureUpkeep(_MixtureCallback):

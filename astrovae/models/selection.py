@@ -9,12 +9,15 @@ import numpy as np
 from astropy.table import Table
 
 from astrovae._progress import progress_bar
+from astrovae._sources import as_source
 from astrovae._validation import check_positive_int
 from astrovae.exceptions import AstrovaeWarning
 
 __all__ = ["select_components"]
 
 _OCCUPIED_SHARE = 0.02
+# galaxies looked at together
+_CHUNK = 1024
 _COLUMNS = {
     "num_components": (int, "Components of the mixture"),
     "seed": (int, "Seed of the run"),
@@ -68,7 +71,8 @@ def select_components(
     runs : `~astropy.table.Table`
         One row per run: ``num_components``, ``seed``, ``elbo`` with its standard
         error ``elbo_err``, ``occupied``, ``duplicates``, ``seconds`` and
-        ``chosen``. Runs that failed or diverged have masked values.
+        ``chosen``. Runs that failed or diverged have masked values, and so has
+        the error of a single galaxy.
 
     Raises
     ------
@@ -110,12 +114,18 @@ def select_components(
     if not numbers or not seeds:
         msg = f"there is nothing to try: num_components={numbers}, seeds={seeds}."
         raise ValueError(msg)
+    measured = _measured(validation)
+    if not measured.any():
+        msg = "no galaxy of the validation is measured: give others."
+        raise ValueError(msg)
     rows, best = [], {}
     with progress_bar("Training", len(numbers) * len(seeds), show=show_progress) as go:
         for k in numbers:
             for seed in seeds:
                 keras.utils.set_random_seed(seed)
-                model, row = _run(train, k, seed, training, validation, num_samples)
+                model, row = _run(
+                    train, k, seed, training, validation, measured, num_samples
+                )
                 rows.append(row)
                 if model is not None and row["elbo"] > best.get(k, (-np.inf,))[0]:
                     best[k] = row["elbo"], model, len(rows) - 1
@@ -129,7 +139,18 @@ def select_components(
     return model, _table(rows)
 
 
-def _run(train, k, seed, training, validation, num_samples):
+def _measured(inputs):
+    """Which galaxies have valid pixels."""
+    source = as_source(inputs)
+    parts = [np.zeros(0, bool)]
+    for start in range(0, len(source), _CHUNK):
+        batch = source.batch(np.arange(start, min(start + _CHUNK, len(source))))
+        mask = batch.get("mask", np.zeros_like(batch["image"], bool))
+        parts.append(~np.asarray(mask, bool).reshape(len(mask), -1).all(axis=1))
+    return np.concatenate(parts)
+
+
+def _run(train, k, seed, training, validation, measured, num_samples):
     """Train one model and measure it; None if that failed."""
     row = {
         "k": k,
@@ -156,17 +177,14 @@ def _run(train, k, seed, training, validation, num_samples):
         )
         raise TypeError(msg)
     elbo = np.asarray(model.elbo(validation, num_samples=num_samples), dtype=float)
-    gamma = np.asarray(model.responsibilities(validation), dtype=float)
-    measured = ~np.isnan(elbo)
-    if not np.isfinite(elbo[measured]).all() or not measured.any():
-        if not len(elbo) or np.isfinite(gamma).all():
-            msg = "no galaxy of the validation is measured: give others."
-            raise ValueError(msg)
+    elbo = elbo[measured]
+    if not np.isfinite(elbo).all():
         _warn(k, seed, "diverged: its ELBO is not finite")
         return None, row
-    elbo, shares = elbo[measured], gamma[measured].mean(axis=0)
+    shares = model.responsibilities(validation)[measured].mean(axis=0)
     row["elbo"] = float(elbo.mean())
-    row["elbo_err"] = float(elbo.std(ddof=1) / np.sqrt(len(elbo)))
+    if len(elbo) > 1:
+        row["elbo_err"] = float(elbo.std(ddof=1) / np.sqrt(len(elbo)))
     row["occupied"] = int((shares >= _OCCUPIED_SHARE).sum())
     row["duplicates"] = len(model.prior.duplicates())
     return model, row
@@ -186,4 +204,5 @@ def _table(rows):
         table[name].description = description
         if name not in ("num_components", "seed", "chosen"):
             table[name].mask = failed
+    table["elbo_err"].mask = np.isnan([row["elbo_err"] for row in rows])
     return table

@@ -146,6 +146,30 @@ def test_parametric_galaxies_are_those_of_the_simulation():
     np.testing.assert_array_equal(noisy.data, again.data)
 
 
+@pytest.mark.parametrize(("index", "radius"), [(1.0, 3.0), (4.0, 2.0), (6.0, 0.1)])
+def test_profiles_without_psf(index, radius):
+    """Averages over pixels, also of cusps, whose Fourier transforms are too large."""
+    pytest.importorskip("galsim")
+    from astropy.table import Table
+    from scipy.special import gamma, gammaincinv
+
+    row = {"half_light_radius": radius, "sersic_index": index, "axis_ratio": 0.5}
+    table = Table([{**row, "angle": 0.0}])
+    table["flux"] = [[1.0, -3.0]]
+    blank = CutoutStack(np.zeros((1, 15, 15, 2)))
+    drawn = parametric_galaxies(table, blank, noise=0.0).data[0]
+    b = gammaincinv(2 * index, 0.5)
+    center = b ** (2 * index) / (np.pi * index * radius**2 * gamma(2 * index))
+    side = np.arange(15 * 40) / 40 - 7.5 + 0.0125
+    r = np.hypot(side, side[:, None] / 0.5) / radius
+    # of unit flux: 2 pi n q R^2 b^(-2n) Gamma(2n) times the central brightness
+    light = center * np.exp(-b * r ** (1 / index))
+    expected = light.reshape(15, 40, 15, 40).mean(axis=(1, 3))
+    away = np.hypot(*np.mgrid[-7:8, -7:8]) > 1.5
+    assert_allclose(drawn[away, 0], expected[away], rtol=0.01, atol=1e-6)
+    assert_allclose(drawn[..., 1], -3 * drawn[..., 0], rtol=1e-5)
+
+
 def test_parametric_columns_and_units():
     """Fitted columns, angles on the sky and missing values are understood."""
     pytest.importorskip("galsim")

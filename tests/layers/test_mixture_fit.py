@@ -167,8 +167,16 @@ def test_fit_is_refused():
         prior.fit(np.zeros((3, 3)))
     bad = np.zeros((9, 3))
     bad[2, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 9 means are not"):
+    with pytest.raises(ValueError, match="those of 1 of 9 are not"):
         prior.fit(bad)
+    huge = np.zeros((9, 3))
+    huge[[4, 5]] = 1e4
+    with pytest.raises(ValueError, match="those of 2 of 9 are not"):
+        prior.fit(np.zeros((9, 3)), huge)
+    with pytest.raises(ValueError, match=r"log_var must have the shape \(9, 3\), got"):
+        prior.fit(np.zeros((9, 3)), np.zeros(3))
+    with pytest.raises(ValueError, match=r"scale_tril must have the shape \(9, 3, 3"):
+        prior.revive(np.zeros((9, 3)), scale_tril=np.zeros((9, 3)))
     with pytest.raises(ValueError, match=r"shape \(n, 3\), got \(9, 2\)"):
         prior.fit(np.zeros((9, 2)))
     with pytest.raises(ValueError, match="start"):
@@ -205,6 +213,18 @@ def test_what_nobody_needs_stays_dead(rng):
         for name, part in prior.components().items():
             assert_allclose(part, before[name], rtol=1e-5, atol=1e-6)
     assert prior.duplicates() == []
+
+
+def test_start_from_a_mixture_of_bad_variance(groups):
+    """A galaxy that was not measured would make all covariances NaN."""
+    mixture = GaussianMixture(3, random_state=0).fit(groups[0])
+    prior = make(3)
+    before = prior.get_weights()
+    for wrong in ([1.0, np.nan, 1.0], -1.0):
+        with pytest.raises(ValueError, match="posterior_variance must be finite"):
+            prior.initialize_from_gmm(mixture, wrong)
+    for one, two in zip(before, prior.get_weights(), strict=True):
+        assert_allclose(one, two)
 
 
 def test_set_components(rng):

@@ -108,6 +108,29 @@ def test_recipe_that_is_stopped_early_still_gives_clusters(stack):
     assert_allclose(found["weights"] @ found["means"], mean.mean(axis=0), rtol=1e-3)
 
 
+def test_recipe_that_goes_back_still_gives_clusters(stack):
+    """Early stopping that restores an epoch before the components were placed."""
+
+    class GoBack(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                self.kept = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.kept)
+
+    vae = make_vae(stack, MixturePrior(3, 2, seed=1))
+    recipe = mixture_training(stack, 6, num_cycles=1)
+    fit(vae, stack, [GoBack(), *recipe], epochs=6)
+    means = vae.prior.components()["means"]
+    assert np.ptp(means, axis=0).max() > 0.01
+    # what was trained is not placed anew by a call that trains no more
+    before = vae.get_weights()
+    fit(vae, stack, recipe[2:3], epochs=6, initial_epoch=6)
+    for one, two in zip(before, vae.get_weights(), strict=True):
+        assert_array_equal(one, two)
+
+
 def test_upkeep_merges_and_revives(stack):
     """Equal components become one, dead ones live, and the logs say so."""
     vae = make_vae(stack)
@@ -167,6 +190,9 @@ def test_misuse(stack):
     for callbacks in ([MixtureUpkeep(stack[:5])], mixture_training(stack[:5], 4)):
         with pytest.raises(ValueError, match="6 components needs as many galaxies"):
             fit(make_vae(stack, few), stack[:5], callbacks, 4)
+    other = np.zeros((20, 8, 8, 2), "f4")
+    with pytest.raises(ValueError, match=r"takes images of shape \(16, 16, 2\)"):
+        fit(make_vae(stack), stack, [MixtureUpkeep(other)], 1)
     with pytest.raises(ValueError, match="are too few for num_cycles=4"):
         mixture_training(stack, 6, num_cycles=4)
     with pytest.raises(ValueError, match="pretraining must be between 0 and 1"):
@@ -343,3 +369,25 @@ def test_nothing_to_choose_from(stack):
 
     with pytest.raises(ValueError, match="no galaxy of the validation is measured"):
         select_components(train, [2], training=stack, validation=stack[3:3])
+    # before hours of training
+    with pytest.raises(ValueError, match="no galaxy of the validation is measured"):
+        select_components(print, [2], training=stack, validation=stack[3:4])
+
+
+def test_choice_by_one_galaxy_and_by_some_that_fail(stack):
+    """One galaxy has no standard error; one that turns NaN is not left out."""
+
+    def train(k, seed, images):
+        return FakeModel(k, 1.0)
+
+    _, runs = select_components(
+        train, [2], training=stack, validation=stack[:1], seeds=[0]
+    )
+    assert runs["elbo"][0] == 1.0
+    assert runs["elbo_err"].mask.all()
+    # the fourth of these is measured, and its ELBO is NaN
+    with (
+        pytest.warns(AstrovaeWarning, match="its ELBO is not finite"),
+        pytest.raises(ValueError, match="all runs failed"),
+    ):
+        select_components(train, [2], training=stack, validation=stack[4:12], seeds=[0])
