@@ -7,7 +7,7 @@ trained on real stamps. The properties of galaxies held out by id (ellipticity,
 position angle, size, flux, colours, measured on their images) are then asked for,
 noise like theirs is added, and the same is measured on what was generated.
 Beside it stand Sersic profiles that were fitted to the held-out galaxies themselves,
-with the same noise, and real galaxies compared with each other::
+drawn by GalSim with the same noise, and real galaxies compared with each other::
 
     python benchmarks/conditional.py --train candels_gds.fits \
         --test candels_gds.fits --json conditional.json
@@ -16,7 +16,14 @@ A FITS file holds a cube ``(n, ny, nx)`` for each band, and a table ``CATALOG`` 
 ``id`` and ``has_<band>``; rows complete in all bands are taken. Ids that are in both
 files are not trained on; if both are the same file, a fifth of the ids is held out.
 Nothing is chosen on them: ``--validate`` compares with a tenth of the training
-galaxies instead. ``--fraction`` makes all of it smaller.
+galaxies instead. ``--fraction`` makes all of it smaller; ``--model FOLDER`` trains
+nothing, but compares what an earlier run with ``--output FOLDER`` has trained.
+
+With ``--cosmos FOLDER`` in place of the files, galaxies are simulated, from parametric
+fits to real ones with their PSFs and correlated noise, and asked for by what is true:
+measured before the noise. They are held out by the galaxy that was fitted. The folder
+holds `real_galaxy_catalog_23.5_example.fits` of GalSim, what belongs to it, and its
+``acs_I_unrot_sci_20_cf.fits``.
 """
 
 import argparse
@@ -24,15 +31,15 @@ import json
 import time
 from pathlib import Path
 
+import _candels
 import keras
 import numpy as np
-from astropy.io import fits
 from astropy.table import Table, vstack
 
 from astrovae._progress import progress_bar
 from astrovae.baselines import SersicFit
-from astrovae.diagnostics import fidelity, measure_galaxies
-from astrovae.images import CutoutStack, align, measure_pose
+from astrovae.diagnostics import fidelity, measure_galaxies, parametric_galaxies
+from astrovae.images import align, measure_pose
 from astrovae.models import (
     VAE,
     CorrelatedGaussianLikelihood,
@@ -44,98 +51,14 @@ from astrovae.models import (
 
 HELD_OUT = 0.2
 VALIDATION = 0.1
-# stamps with more blank pixels were cut off by the edge of the survey
-MAX_BLANK = 0.01
-BORDER = 3
-# lags beyond which noise is taken to be uncorrelated
-MAX_LAG = 4
-# pixels further from the median, in sigma, belong to neighbours
-CLIP = 3.0
 BAND = "F160W"
-PIXEL_SCALE = 0.06
 BATCH_SIZE = 128
 BAND_DROPOUT = 0.2
 # pixels, in which imputed fluxes are compared
 APERTURE = 6.0
+SAMPLES = 16
 IMPUTED = "F814W"
 MAG_BINS = 5
-
-
-# ---------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------
-
-
-def read(path):
-    """Read galaxies that have all bands, with the noise of their borders."""
-    with fits.open(path) as file:
-        catalog = Table(file["CATALOG"].data)
-        bands = [hdu.name for hdu in file if len(getattr(hdu, "shape", ())) == 3]
-        complete = np.all([catalog[f"has_{band}"] for band in bands], axis=0)
-        data = np.stack([file[band].data[complete] for band in bands], axis=-1)
-    blank = (data == 0).mean(axis=(1, 2)).max(axis=1) > MAX_BLANK
-    ids = np.array([str(name) for name in catalog["id"][complete]])
-    noise = border_noise(data)
-    usable = ~blank & (noise > 0).all(axis=1)
-    data, noise = data[usable].astype(np.float32), noise[usable]
-    return CutoutStack(
-        data,
-        error=np.broadcast_to(noise[:, None, None], data.shape),
-        ids=ids[usable],
-        bands=bands,
-        pixel_scale=PIXEL_SCALE,
-    )
-
-
-def border(shape):
-    """Which pixels are in the border of a stamp."""
-    y, x = np.indices(shape)
-    ny, nx = shape
-    return np.minimum.reduce([x, y, nx - 1 - x, ny - 1 - y]) < BORDER
-
-
-def border_noise(images):
-    """Robust scatter of the borders, (n, n_bands)."""
-    pixels = images[:, border(images.shape[1:3])]
-    center = np.median(pixels, axis=1, keepdims=True)
-    return 1.4826 * np.median(np.abs(pixels - center), axis=1)
-
-
-def noise_correlation(stack):
-    """Correlation of the noise by lag, (ky, kx, n_bands), lag zero in the middle."""
-    images, edge = stack.data, border(stack.image_shape[:2])
-    center = np.median(images[:, edge], axis=1)[:, None, None]
-    residual = (images - center) / stack.error
-    good = edge[..., None] & (np.abs(residual) < CLIP)
-    size = 2 * MAX_LAG + 1
-    ny, nx, n_bands = stack.image_shape
-    rho = np.zeros((size, size, n_bands))
-    for dy in range(-MAX_LAG, MAX_LAG + 1):
-        for dx in range(-MAX_LAG, MAX_LAG + 1):
-            one = np.s_[:, max(dy, 0) : ny + min(dy, 0), max(dx, 0) : nx + min(dx, 0)]
-            two = np.s_[:, max(-dy, 0) : ny - max(dy, 0), max(-dx, 0) : nx - max(dx, 0)]
-            both = good[one] & good[two]
-            product = np.where(both, residual[one] * residual[two], 0.0)
-            rho[dy + MAX_LAG, dx + MAX_LAG] = product.sum(axis=(0, 1, 2)) / both.sum(
-                axis=(0, 1, 2)
-            )
-    rho = rho / rho[MAX_LAG, MAX_LAG]
-    # cut off softly, and without negative power
-    taper = np.cos(np.linspace(-0.5, 0.5, size + 2)[1:-1] * np.pi)
-    return positive(rho * np.outer(taper, taper)[..., None] ** 0.5, (ny, nx))
-
-
-def positive(rho, shape):
-    """The nearest correlation without negative power on a stamp."""
-    size = rho.shape[0]
-    canvas = np.zeros((*shape, rho.shape[2]))
-    canvas[:size, :size] = rho
-    canvas = np.roll(canvas, (-MAX_LAG, -MAX_LAG), axis=(0, 1))
-    power = np.fft.fft2(canvas, axes=(0, 1)).real
-    power = np.maximum(power, 1e-3 * power.max(axis=(0, 1)))
-    canvas = np.fft.ifft2(power, axes=(0, 1)).real
-    canvas = canvas / canvas[0, 0]
-    return np.roll(canvas, (MAX_LAG, MAX_LAG), axis=(0, 1))[:size, :size]
 
 
 # ---------------------------------------------------------------------------
@@ -145,10 +68,20 @@ def positive(rho, shape):
 
 def measure(stack):
     """What galaxies are asked for, and of which one flux they are divided by."""
-    table = measure_galaxies(stack, band=BAND)
+    return filled(measure_galaxies(stack, band=reference(stack)))
+
+
+def filled(table):
+    """NaN where nothing could be measured."""
+    table = table.copy()
     for name in table.colnames[1:]:
         table[name] = np.ma.filled(table[name].astype(float), np.nan)
     return table
+
+
+def reference(stack):
+    """The band whose shape is measured."""
+    return BAND if BAND in stack.bands else stack.bands[0]
 
 
 def asked(table):
@@ -200,12 +133,13 @@ def train_vae(stack, rho, options):
     arguments = {
         "latent_dim": options.latent_dim,
         "seed": options.seed,
-        "side_inputs": "bands",
-        "band_dropout": BAND_DROPOUT,
     }
+    if len(stack.bands) > 1:
+        arguments |= {"side_inputs": "bands", "band_dropout": BAND_DROPOUT}
+    indicators = len(stack.bands) if len(stack.bands) > 1 else 0
     model = VAE(
         aligned.image_shape,
-        encoder=EigenEncoder(dropout=0.1, num_indicators=len(stack.bands), **size),
+        encoder=EigenEncoder(dropout=0.1, num_indicators=indicators, **size),
         decoder=EigenDecoder(shape, **size),
         likelihood=GaussianLikelihood(),
         **arguments,
@@ -227,6 +161,15 @@ def train_vae(stack, rho, options):
     if options.fine_tuning:
         optimise(posed, stack, options.fine_tuning, "Fine-tuning", 3e-4)
     return posed
+
+
+def train(sets, rho, options):
+    """The flow, and in it the model of the images."""
+    model = train_vae(sets[0][2], rho, options)
+    model.calibrate(sets[1][2])
+    if len(model.scale) > 1:
+        model.calibrate_imputation(sets[1][2], aperture=APERTURE, num_samples=SAMPLES)
+    return train_flow(model, *sets[:2], options)
 
 
 def optimise(model, source, passes, description, learning_rate=1e-3, **kwargs):
@@ -252,14 +195,14 @@ def paint(model, stack, table, normalized, seeds):
     """
     Latents from the posteriors, and what is measured on galaxies that they paint.
 
-    What is asked for then is defined as what is measured, noise included.
+    Without noise: what is asked for is what a galaxy has, not what noise makes of it.
     """
     rng = np.random.default_rng(seeds)
     mean, log_var = model.encode(normalized)
     tables, latents = [], []
-    for seed in seeds:
+    for _ in seeds:
         z = mean + np.exp(0.5 * log_var) * rng.standard_normal(mean.shape)
-        images = model.simulate(normalized, z, seed=seed)["image"]
+        images = model.simulate(normalized, z, noise=False)["image"]
         images = images * flux_of(table)[:, None, None, None]
         painted = measure(stack.replace(data=images, mask=None))
         rows = usable(painted)
@@ -270,7 +213,13 @@ def paint(model, stack, table, normalized, seeds):
 
 def train_flow(model, train, validation, options):
     """From what is asked for to latents, stopped when it has learned enough."""
-    table, z = paint(model, *train, range(1, options.draws + 1))
+    if options.cosmos:
+        # what is true is known
+        (_, table, z), (*_, other) = train, validation
+        validation = (validation[1], other)
+    else:
+        table, z = paint(model, *train, range(1, options.draws + 1))
+        validation = paint(model, *validation, [0])
     flow = LatentFlow(num_blocks=4, hidden_units=(128, 128), seed=options.seed)
     stop = keras.callbacks.EarlyStopping(
         "val_loss", patience=10, restore_best_weights=True
@@ -282,7 +231,7 @@ def train_flow(model, train, validation, options):
         conditions=asked(table),
         epochs=options.flow_passes,
         batch_size=BATCH_SIZE,
-        validation_data=paint(model, *validation, [0]),
+        validation_data=validation,
         callbacks=stop,
         verbose=0,
     )
@@ -306,8 +255,20 @@ def generate(flow, table, normalized, like, seed):
 
 def parametric(like, rho, seed):
     """Sersic profiles fitted to the galaxies that are given, with noise like theirs."""
-    painted = SersicFit().fit(like).predict()
-    return like.replace(data=painted + correlated_noise(rho, like, seed), mask=None)
+    fit = SersicFit().fit(like)
+    properties = Table(
+        {
+            "flux": fit.flux_,
+            "half_light_radius": fit.r_eff_,
+            "sersic_index": fit.n_,
+            "axis_ratio": fit.axis_ratio_,
+            "angle": fit.theta_,
+            "x": fit.x_,
+            "y": fit.y_,
+        }
+    )
+    drawn = parametric_galaxies(properties, like, noise=0.0)
+    return drawn.replace(data=drawn.data + correlated_noise(rho, like, seed))
 
 
 def correlated_noise(rho, like, seed):
@@ -346,12 +307,14 @@ def color_shifts(real, made, table):
     return np.array(shifts), np.array(sigmas)
 
 
-def imputation(model, normalized, rho):
+def imputation(model, normalized, rho, band):
     """Flux of a blanked band, relative to what was measured, and how sure it is."""
-    plane = normalized.bands.index(IMPUTED)
+    plane = normalized.bands.index(band)
     mask = np.zeros(normalized.data.shape, bool)
     mask[..., plane] = True
-    found = model.posterior_predictive(normalized.replace(mask=mask), aperture=APERTURE)
+    found = model.posterior_predictive(
+        normalized.replace(mask=mask), aperture=APERTURE, num_samples=SAMPLES
+    )
     ny, nx, _ = normalized.image_shape
     y, x = np.indices((ny, nx))
     inside = np.hypot(x - (nx - 1) / 2, y - (ny - 1) / 2) <= APERTURE
@@ -363,93 +326,142 @@ def imputation(model, normalized, rho):
     known = normalized.error[:, 0, 0, plane] * np.sqrt((pairs * rho[..., plane]).sum())
     step = found["flux"][:, plane] - measured
     sigma = np.hypot(found["flux_std"][:, plane], known)
+    suffix = "" if band == IMPUTED else f"_{band}"
     return {
-        "impute_flux_error": float(np.median(np.abs(step) / np.abs(measured))),
-        "impute_flux_bias": float(np.median(step / measured)),
-        "impute_noise": float(np.median(known / np.abs(measured))),
-        "impute_coverage": float(np.mean(np.abs(step) < sigma)),
+        f"impute_flux_error{suffix}": float(np.median(np.abs(step / measured))),
+        f"impute_flux_bias{suffix}": float(np.median(step / measured)),
+        f"impute_noise{suffix}": float(np.median(known / np.abs(measured))),
+        f"impute_coverage{suffix}": float(np.mean(np.abs(step) < sigma)),
     }
 
 
-def compare(real, made, other, table, train):
+def compare(real, made, other, table, known):
     """Give a flat object of how alike galaxies are."""
-    tables = {"real": real, "generated": made, "parametric": other, "training": train}
-    measured = {
-        name: measure_galaxies(stack, measure="both", band=BAND)
-        for name, stack in tables.items()
-    }
+    measured = {"real": real, "generated": made, "parametric": other, "training": known}
+    for name, stack in measured.items():
+        if not isinstance(stack, Table):
+            band = reference(stack)
+            measured[name] = measure_galaxies(stack, measure="both", band=band)
+    # of all contestants, the same galaxies: those that can be measured
+    names = ("real", "generated", "parametric")
+    good = {name: usable(filled(measured[name])) for name in names}
+    rows = np.logical_and.reduce(list(good.values()))
+    failed = {f"failed_{name}": np.mean(~part) for name, part in good.items()}
+    for name in good:
+        measured[name] = measured[name][rows]
+    table = table[rows]
     found = fidelity(**measured, requested=table[asked(table)], measure="both")
     joint = found.meta["astrovae"]["fidelity"]
-    rows = {row["statistic"]: row for row in found}
-    mean_e = np.nanmean(rows["e"]["values_real"])
-    shifts, sigmas = color_shifts(measured["real"], measured["generated"], table)
+    by_name = {row["statistic"]: row for row in found}
+    row = by_name["e"]
+    mean_e = np.nanmean(row["values_real"])
     result = {
-        "e_variance_ratio": rows["e"]["variance_ratio"],
-        "e_variance_ratio_err": rows["e"]["variance_ratio_err"],
-        "e_mean_shift": rows["e"]["mean_shift"] / mean_e,
-        "e_mean_shift_err": rows["e"]["mean_shift_err"] / mean_e,
-        "e_mean_shift_parametric": np.nanmean(rows["e"]["values_parametric"]) / mean_e
-        - 1,
-        "slope_e": rows["e"]["slope"],
-        "slope_log_size": rows["log_sigma"]["slope"],
-        "slope_mag": rows["mag"]["slope"],
-        "colour_shift_sigma": np.sqrt(np.mean(sigmas**2)),
-        "colour_shift_mag": np.abs(shifts).max(),
+        "e_variance_ratio": row["variance_ratio"],
+        "e_variance_ratio_err": row["variance_ratio_err"],
+        "e_mean_shift": row["mean_shift"] / mean_e,
+        "e_mean_shift_err": row["mean_shift_err"] / mean_e,
+        "e_mean_shift_parametric": np.nanmean(row["values_parametric"]) / mean_e - 1,
     }
-    result |= {
-        name: joint[name]
-        for name in ("auc_generated", "auc_parametric", "auc_real", "nn_distance_ratio")
-    }
-    for name, row in rows.items():
+    names = {"e": "e", "log_sigma": "log_size", "mag": "mag"}
+    for name in asked(table):
+        key = f"slope_{names.get(name, name)}"
+        for end in ("", "_low", "_high"):
+            result[key + end] = by_name[name][f"slope{end}"]
+    if len(real.bands) > 1:
+        shifts, sigmas = color_shifts(measured["real"], measured["generated"], table)
+        result["colour_shift_sigma"] = np.sqrt(np.mean(sigmas**2))
+        result["colour_shift_mag"] = np.abs(shifts).max()
+    for name in ("auc_generated", "auc_parametric", "auc_real", "nn_distance_ratio"):
+        result |= {name + end: joint[name + end] for end in ("", "_low", "_high")}
+    for name, row in by_name.items():
         for kind in ("generated", "parametric", "real"):
             result[f"ks_{kind}_{name}"] = row[f"ks_{kind}"]
+    result |= failed
     return {name: float(value) for name, value in result.items()}, measured
+
+
+def true_slopes(real, table):
+    """Slopes of what is measured in noise, of the real galaxies, on what is true."""
+    found = fidelity(real, real, requested=table[asked(table)])
+    slopes = {row["statistic"]: float(row["slope"]) for row in found}
+    names = {"e": "slope_e_real", "log_sigma": "slope_log_size_real"}
+    return {key: slopes[name] for name, key in names.items()}
+
+
+def split(options):
+    """Galaxies to train on, to stop by and to test on, what is true, and the noise."""
+    truth = rho = test = None
+    if options.cosmos:
+        import _cosmos
+
+        number = round(options.fraction * options.number)
+        stack, truth, rho = _cosmos.make(options.cosmos, number, options.seed)
+    else:
+        stack = _candels.read(options.train)
+        if options.fraction < 1:
+            stack = stack[stack.held_out(options.fraction, seed=options.seed + 2)]
+        if not Path(options.train).samefile(options.test):
+            test = _candels.read(options.test)
+    if test is None:
+        held_out = stack.held_out(HELD_OUT, seed=options.seed)
+    else:
+        held_out = np.isin(stack.ids, test.ids)
+    stopping = ~held_out & stack.held_out(VALIDATION, seed=options.seed + 1)
+    last = stopping if options.validate else held_out
+    parts = [~held_out & ~stopping, stopping, last]
+    stacks = [stack[rows] for rows in parts]
+    if test is not None and not options.validate:
+        stacks[2] = test
+    truths = [None if truth is None else filled(truth)[rows] for rows in parts]
+    return list(zip(stacks, truths)), rho
+
+
+def prepare(stack, truth):
+    """Leave out what cannot be measured, and divide by the flux."""
+    measured = measure(stack)
+    table = measured if truth is None else truth
+    rows = usable(table) & usable(measured)
+    stack, table = stack[rows], table[rows]
+    return stack, table, measure_pose(normalize(stack, flux_of(table)))
 
 
 def run(options):
     """Train, generate and compare."""
-    stack = read(options.train)
-    same = Path(options.train).samefile(options.test)
-    test = stack if same else read(options.test)
-    if options.fraction < 1:
-        stack = stack[stack.held_out(options.fraction, seed=options.seed + 2)]
-        test = stack if same else test
-    held_out = np.isin(stack.ids, test.ids)
-    if same:
-        held_out = stack.held_out(HELD_OUT, seed=options.seed)
-        test = stack[held_out]
-    train = stack[~held_out]
-    validation = train.held_out(VALIDATION, seed=options.seed + 1)
-    train, validation = train[~validation], train[validation]
-    if options.validate:
-        test = validation
-    sets = []
-    for galaxies in (train, validation, test):
-        table = measure(galaxies)
-        rows = usable(table)
-        galaxies, table = galaxies[rows], table[rows]
-        normalized = measure_pose(normalize(galaxies, flux_of(table)))
-        sets.append((galaxies, table, normalized))
+    parts, rho = split(options)
+    real, table, normalized = prepare(*parts[2])
     start = time.perf_counter()
-    rho = noise_correlation(sets[0][0])
-    model = train_vae(sets[0][2], rho, options)
-    factor = model.calibrate(sets[1][2])
-    flow = train_flow(model, *sets[:2], options)
-    seconds = time.perf_counter() - start
-    print(f"trained in {seconds:.0f} s", flush=True)
-    real, table, normalized = sets[2]
+    if options.model:
+        flow = LatentFlow.from_preset(options.model / "flow")
+        known = Table.read(options.model / "training.ecsv")
+    else:
+        sets = [prepare(*part) for part in parts[:2]]
+        if rho is None:
+            rho = _candels.noise_correlation(sets[0][0])
+        start = time.perf_counter()
+        flow = train(sets, rho, options)
+        known = sets[0][0]
+    model, seconds = flow.vae, time.perf_counter() - start
+    rho = model.likelihood.correlation
+    print(f"ready after {seconds:.0f} s", flush=True)
     made = generate(flow, table, normalized, real, options.seed)
     other = parametric(real, rho, options.seed)
-    result, measured = compare(real, made, other, table, sets[0][0])
-    result |= imputation(model, normalized, rho)
+    result, measured = compare(real, made, other, table, known)
+    if options.cosmos:
+        result |= true_slopes(real, table)
+    if len(real.bands) > 1:
+        for band in real.bands:
+            result |= imputation(model, normalized, rho, band)
     result |= {
-        "n_train": len(sets[0][0]),
+        "n_train": len(known),
         "n_test": len(real),
-        "latent_dim": options.latent_dim,
-        "variance_factor": factor,
-        "seconds_train": seconds,
+        "latent_dim": model.latent_dim,
+        "variance_factor": model.variance_factor,
         "backend": keras.config.backend(),
     }
+    if not options.model:
+        result["seconds_train"] = seconds
+    for band, factor in zip(real.bands, model.imputation_factor):
+        result[f"imputation_factor_{band}"] = float(factor)
     if options.output:
         options.output.mkdir(exist_ok=True)
         flow.save_preset(options.output / "flow", overwrite=True)
@@ -466,8 +478,11 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", required=True, help="FITS file to train on")
-    parser.add_argument("--test", required=True, help="FITS file to test on")
+    parser.add_argument("--train", help="FITS file to train on")
+    parser.add_argument("--test", help="FITS file to test on")
+    parser.add_argument("--cosmos", type=Path, help="folder of COSMOS, in their place")
+    parser.add_argument("--number", type=int, default=4000, help="galaxies of COSMOS")
+    parser.add_argument("--model", type=Path, help="folder of an earlier --output")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--output", type=Path, help="folder for model and galaxies")
     parser.add_argument("--latent-dim", type=int, default=16)
@@ -475,12 +490,14 @@ def main():
     parser.add_argument("--units", type=int, default=512)
     parser.add_argument("--passes", type=int, default=80)
     parser.add_argument("--fine-tuning", type=int, default=12)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--flow-passes", type=int, default=60)
     parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if not options.cosmos and not (options.train and options.test):
+        parser.error("give --train FILE and --test FILE, or --cosmos FOLDER")
     keras.utils.set_random_seed(options.seed)
     result = run(options)
     for name, value in result.items():

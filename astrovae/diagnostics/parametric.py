@@ -107,15 +107,18 @@ def parametric_galaxies(properties, like, *, noise=None, seed=0):
     data = np.zeros(like.data.shape)
     psfs = _Psfs(galsim, like)
     for i in np.flatnonzero(usable):
+        profile = _profile(galsim, values, i, ((nx - 1) / 2, (ny - 1) / 2))
+        image = None
         for band in range(n_bands):
-            galaxy = _profile(galsim, values, i, band, ((nx - 1) / 2, (ny - 1) / 2))
             psf = psfs(i, band)
-            if psf is not None:
-                galaxy = galsim.Convolve(galaxy, psf)
-            method = "auto" if psf is None else "no_pixel"
-            data[i, ..., band] = galaxy.drawImage(
-                nx=nx, ny=ny, scale=1.0, method=method
-            ).array
+            # without a PSF, bands differ by their flux alone
+            if psf is not None or image is None:
+                galaxy = profile if psf is None else galsim.Convolve(profile, psf)
+                # cusps that no PSF has smoothed would take huge Fourier transforms
+                method = "real_space" if psf is None else "no_pixel"
+                drawn = galaxy.drawImage(nx=nx, ny=ny, scale=1.0, method=method)
+                image = drawn.array.astype(float)
+            data[i, ..., band] = values["flux"][i, band] * image
     rng = np.random.default_rng(seed)
     if noise is None:
         error = np.asarray(like.error, dtype=float)
@@ -186,8 +189,8 @@ def _factor(unit, wanted):
         raise ValueError(msg) from error
 
 
-def _profile(galsim, values, i, band, middle):
-    """The galaxy before the PSF, in pixels."""
+def _profile(galsim, values, i, middle):
+    """The galaxy of flux one before the PSF, in pixels."""
     index = np.round(values["sersic_index"][i], _INDEX_DIGITS)
     ratio = np.clip(values["axis_ratio"][i], _MIN_AXIS_RATIO, 1.0)
     # GalSim's shears keep the area
@@ -195,7 +198,6 @@ def _profile(galsim, values, i, band, middle):
     galaxy = galsim.Sersic(
         float(np.clip(index, _MIN_INDEX, _MAX_INDEX)),
         half_light_radius=float(radius),
-        flux=float(values["flux"][i, band]),
     )
     galaxy = galaxy.shear(q=ratio, beta=values["angle"][i] * galsim.radians)
     position = [

@@ -4,7 +4,7 @@
 import numpy as np
 from keras import ops
 
-from astrovae.models._predictive import predict_pixels
+from astrovae.models._predictive import best_imputation_factor, predict_pixels
 from astrovae.models._schedulable import SchedulableModel
 from astrovae.models._simulate import simulate_galaxies
 
@@ -42,7 +42,39 @@ class CalibratedModel(SchedulableModel):
             raise ValueError(msg)
         self._plain.temperature = np.broadcast_to(value, self.latent_dim).copy()
 
-    def simulate(self, inputs, z=None, *, seed=0, batch_size=256, show_progress=False):
+    @property
+    def imputation_factor(self):
+        """
+        What the spread of bands that are missing is multiplied by, 1 at first.
+
+        One number for each band; `calibrate_imputation` finds them. They are saved
+        with the configuration, and training undoes them.
+        """
+        return self._plain.imputation_factor.copy()
+
+    @imputation_factor.setter
+    def imputation_factor(self, value):
+        n_bands = self.image_shape[2]
+        value = np.ones(n_bands) if value is None else np.asarray(value, float)
+        good = value.shape in ((), (1,), (n_bands,))
+        if not good or not (np.isfinite(value) & (value > 0)).all():
+            msg = (
+                f"imputation_factor must be {n_bands} positive numbers, one per band, "
+                f"got {value.tolist()!r}."
+            )
+            raise ValueError(msg)
+        self._plain.imputation_factor = np.broadcast_to(value, n_bands).copy()
+
+    def simulate(
+        self,
+        inputs,
+        z=None,
+        *,
+        noise=True,
+        seed=0,
+        batch_size=256,
+        show_progress=False,
+    ):
         """
         Draw galaxies from the model, observed as given ones were.
 
@@ -56,6 +88,10 @@ class CalibratedModel(SchedulableModel):
             Galaxies.
         z : array_like, shape (n, latent_dim), optional
             Latents, by default drawn from the prior.
+        noise : bool, optional
+            Without noise, galaxies are what would be seen in a very long exposure:
+            known errors are left out, and so is what the decoder learned about how
+            badly it paints.
         seed : int, optional
             Seed of latents and noise.
         batch_size, show_progress
@@ -64,15 +100,17 @@ class CalibratedModel(SchedulableModel):
         Returns
         -------
         galaxies : dict of `~numpy.ndarray`
-            ``image`` ``(n, ny, nx, n_bands)``, in the unit of the pixels with
-            noise, and ``z``, the latents.
+            ``image`` ``(n, ny, nx, n_bands)``, in the unit of the pixels, and
+            ``z``, the latents.
 
         Raises
         ------
         ValueError
             If ``z`` is not one row of latents for each galaxy.
         """
-        return simulate_galaxies(self, inputs, z, seed, batch_size, show_progress)
+        return simulate_galaxies(
+            self, inputs, z, noise, seed, batch_size, show_progress
+        )
 
     def posterior_predictive(
         self,
@@ -123,11 +161,12 @@ class CalibratedModel(SchedulableModel):
         Notes
         -----
         A variance is that of what is painted at latents drawn from the posterior,
-        with sigmas times `latent_temperature`, and the mean of what the decoder
+        with sigmas times `latent_temperature`, and, in bands of a galaxy without
+        valid pixels, times `imputation_factor`; and the mean of what the decoder
         learned about how badly it paints, with its floor, for which pixels
-        are taken to be independent. The known noise of an observation is not in
-        it: add ``error**2`` to compare with one. Models that were trained without
-        errors have learned the noise.
+        are as independent as the likelihood takes them to be. The known noise of an
+        observation is not in it: add ``error**2`` to compare with one. Models that
+        were trained without errors have learned the noise.
         """
         return predict_pixels(
             self, inputs, num_samples, aperture, seed, refine, batch_size, show_progress
@@ -169,6 +208,64 @@ class CalibratedModel(SchedulableModel):
         factor = _best_variance_factor(self, inputs, batch_size, show_progress)
         self._variance_factor.assign(factor)
         return self.variance_factor
+
+    def calibrate_imputation(
+        self,
+        inputs,
+        *,
+        aperture=None,
+        num_samples=64,
+        seed=0,
+        batch_size=256,
+        show_progress=False,
+    ):
+        """
+        Find how much too sure the model is of bands that are missing.
+
+        Each band of complete galaxies is hidden in turn and its flux predicted.
+        From now on, `posterior_predictive` multiplies the spread of what is painted
+        in missing bands by the one factor for each band with which 68.3 % of the
+        fluxes that were hidden are within one sigma. So they are of other galaxies
+        like these.
+
+        Parameters
+        ----------
+        inputs : `~astrovae.images.CutoutStack`, array or dict
+            Galaxies that the model was not trained on, nor is to be tested on. For
+            each band, those count of which it has all pixels of the aperture, and
+            another band some.
+        aperture, num_samples, seed : optional
+            As for `posterior_predictive`.
+        batch_size, show_progress
+            As for `encode`.
+
+        Returns
+        -------
+        factor : `~numpy.ndarray`, shape (n_bands,)
+            The factors, between 1/16 and 16; also in `imputation_factor`.
+
+        Raises
+        ------
+        ValueError
+            If there is one band only, or a band is measured in fewer than 20
+            galaxies.
+
+        Notes
+        -----
+        What is measured has noise of its own, which is known and accounted for.
+        Learned variances are as they are: call `calibrate` first, if at all. The
+        share holds for all galaxies together, not for each kind of them, and for
+        one missing band: of several, factors are only the best guess.
+
+        References
+        ----------
+        Angelopoulos & Bates 2023, Foundations and Trends in Machine Learning 16,
+        494 (arXiv:2107.07511), section 2.3.2, on such factors.
+        """
+        self.imputation_factor = best_imputation_factor(
+            self, inputs, aperture, num_samples, seed, batch_size, show_progress
+        )
+        return self.imputation_factor
 
 
 def _best_variance_factor(model, inputs, batch_size, show_progress):

@@ -26,7 +26,7 @@ class _WithDraws:
         return {**batch, "z": self.z[indices], "noise": noise}
 
 
-def simulate_galaxies(model, inputs, z, seed, batch_size, show_progress):
+def simulate_galaxies(model, inputs, z, noise, seed, batch_size, show_progress):
     """Draw galaxies; see `VAE.simulate`."""
     source = model._source(inputs)
     shape = len(source), model.latent_dim
@@ -39,12 +39,14 @@ def simulate_galaxies(model, inputs, z, seed, batch_size, show_progress):
 
     def simulate(batch):
         params = model._decode_batch(batch["z"], batch)
-        _, error = model._pixels(batch)
-        image = model.likelihood.draw(params, batch["noise"], error)
+        image = params["mean"]
+        if noise:
+            _, error = model._pixels(batch)
+            image = model.likelihood.draw(params, batch["noise"], error)
         return {"image": image * model._scale}
 
     result = model._map(
-        "simulate",
+        "simulate" if noise else "simulate_clean",
         simulate,
         _WithDraws(source, z, seed),
         batch_size=batch_size,

@@ -121,6 +121,23 @@ class CorrelatedGaussianLikelihood(GaussianLikelihood):
         """
         return super().draw(params, self._filter(noise, 0.5), error)
 
+    def sum_variance(self, variance, weights):
+        """
+        Give the variance of weighted sums over correlated pixels.
+
+        Parameters
+        ----------
+        variance, weights : tensor
+            As for `Likelihood.sum_variance`.
+
+        Returns
+        -------
+        tensor, shape (n, n_bands)
+            One for each band.
+        """
+        weighted = ops.multiply(ops.sqrt(variance), weights)
+        return ops.sum(ops.square(self._filter(weighted, 0.5)), axis=(1, 2))
+
     def _filter(self, planes, exponent):
         """Multiply Fourier transforms by a power of the power spectrum."""
         ny, nx = planes.shape[1:3]

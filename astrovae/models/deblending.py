@@ -291,7 +291,7 @@ class _Scene(LatentModel):
         self.latent_dim = number * vae.latent_dim
         units = self.single.num_parameters(vae.latent_dim)
         self.posterior_layer = _Units(number * units)
-        self.latent_temperature = None
+        self.latent_temperature = self.imputation_factor = None
         finer = vae.observation
         # what a galaxy has beyond its stamp is painted, too
         reach = [max(a, b) for a, b in zip(shape, finer.canvas_shape)]

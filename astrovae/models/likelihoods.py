@@ -136,6 +136,25 @@ class Likelihood:
         sigma = ops.sqrt(self.variance(params, error))
         return ops.add(params["mean"], ops.multiply(sigma, noise))
 
+    def sum_variance(self, variance, weights):
+        """
+        Give the variance of weighted sums over the pixels.
+
+        Parameters
+        ----------
+        variance : tensor, shape (n, ny, nx, n_bands)
+            That of each pixel.
+        weights : tensor, shape (n or 1, ny, nx, n_bands or 1)
+            The weights.
+
+        Returns
+        -------
+        tensor, shape (n, n_bands)
+            One for each band. Pixels are independent, unless a subclass knows
+            better.
+        """
+        return ops.sum(ops.multiply(variance, ops.square(weights)), axis=(1, 2))
+
     def objective_map(self, image, params, valid, error=None, terms=None):
         """
         Give what training maximises.

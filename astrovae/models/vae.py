@@ -109,6 +109,9 @@ class VAE(LatentModel):
         them when training begins.
     latent_temperature : sequence of float, optional
         What `encode` multiplies the sigma of each latent by, 1 by default.
+    imputation_factor : sequence of float, optional
+        What `posterior_predictive` multiplies the spread of each band by where it is
+        missing, 1 by default.
     preprocessing : dict, optional
         The record of how the training images were prepared; `fit` sets it.
     seed : int, optional
@@ -160,6 +163,7 @@ class VAE(LatentModel):
         scale=None,
         noise=None,
         latent_temperature=None,
+        imputation_factor=None,
         preprocessing=None,
         seed=None,
         **kwargs,
@@ -216,6 +220,7 @@ class VAE(LatentModel):
         self._make_scales(scale, noise)
         self._make_schedulable(beta)
         self.latent_temperature = latent_temperature
+        self.imputation_factor = imputation_factor
         names = ["elbo", "log_like", "kl", "mse", *self.regularizers]
         if self.band_dropout:
             names.append("imputation")
@@ -504,7 +509,7 @@ class VAE(LatentModel):
         self._penalty_weight.assign(1.0 / max(len(source), 1))
         # training undoes a calibration
         self._variance_factor.assign(1.0)
-        self.latent_temperature = None
+        self.latent_temperature = self.imputation_factor = None
 
     @property
     def needs(self):
@@ -573,6 +578,7 @@ class VAE(LatentModel):
             "scale": self.scale.tolist() if self.adapted else None,
             "noise": self.noise.tolist() if self.adapted else None,
             "latent_temperature": self.latent_temperature.tolist(),
+            "imputation_factor": self.imputation_factor.tolist(),
             "preprocessing": self.preprocessing,
             "seed": self.seed,
             "frozen": [i for i, w in enumerate(self.weights) if not w.trainable],

@@ -8,7 +8,13 @@ from numpy.testing import assert_allclose
 from photutils.aperture import CircularAperture
 from scipy import stats
 
-from astrovae.models import VAE, DenseDecoder, DenseEncoder, GaussianLikelihood
+from astrovae.models import (
+    VAE,
+    CorrelatedGaussianLikelihood,
+    DenseDecoder,
+    DenseEncoder,
+    GaussianLikelihood,
+)
 from astrovae.models._planes import BandDropout
 from astrovae.models._posteriors import POSTERIORS
 
@@ -214,3 +220,101 @@ def test_predictions_of_nothing(stack):
     for bad in (0.0, np.nan, [3.0], "3"):
         with pytest.raises(ValueError, match="aperture must be a positive radius"):
             vae.posterior_predictive(stack, aperture=bad)
+
+
+def make_linear(likelihood):
+    """Each latent is the flux of a band; the encoder says the same of all galaxies."""
+    decoder = DenseDecoder((6, 6, 2), hidden_units=())
+    options = {"scale": [1.0, 1.0], "noise": [1.0, 1.0], "likelihood": likelihood}
+    vae = make_vae((6, 6, 2), decoder=decoder, **options)
+    kernel, bias = decoder.get_weights()
+    kernel = np.zeros((2, 36, 2), "float32")
+    kernel[0, :, 0], kernel[1, :, 1] = 0.25, 0.1
+    decoder.set_weights([kernel.reshape(2, -1), np.zeros_like(bias)])
+    kernel, bias = vae.posterior_layer.get_weights()
+    sigma = np.array([0.4, 2.0])
+    bias = np.append(np.zeros(2), 2 * np.log(sigma)).astype("float32")
+    vae.posterior_layer.set_weights([np.zeros_like(kernel), bias])
+    return vae, sigma
+
+
+RHO = np.outer([0.25, 1.0, 0.25], [0.25, 1.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        GaussianLikelihood(learn_variance=False),
+        CorrelatedGaussianLikelihood(RHO),
+    ],
+)
+def test_uncertainty_of_missing_bands_is_corrected(likelihood, tmp_path):
+    """A linear model, whose sigmas are known to be wrong by known factors."""
+    vae, sigma = make_linear(likelihood)
+    blank = {"image": np.zeros((6000, 6, 6, 2), "float32")}
+    blank["error"] = np.full_like(blank["image"], 0.3)
+    drawn = vae.simulate(blank, seed=3)["image"]
+    half = [{"image": i, "error": blank["error"][:3000]} for i in np.split(drawn, 2)]
+    factor = vae.calibrate_imputation(half[0])
+    assert_allclose(factor, 1.0 / sigma, rtol=0.08)
+    # of other galaxies, 68 % are within one sigma of prediction and noise
+    for band, noise in enumerate(flux_noise(half[1]["error"], likelihood)):
+        mask = np.zeros(drawn[:3000].shape, bool)
+        mask[..., band] = True
+        flux = half[1]["image"][..., band].sum((1, 2))
+        found = vae.posterior_predictive({**half[1], "mask": mask})
+        step = np.abs(found["flux"][:, band] - flux)
+        inside = step < np.hypot(found["flux_std"][:, band], noise)
+        assert abs(inside.mean() - 0.6827) < 0.03
+        few = {name: plane[:8] for name, plane in half[1].items()}
+        seen = vae.posterior_predictive(few)
+        ratio = found["flux_std"][:8] / seen["flux_std"]
+        assert_allclose(ratio[:, band], factor[band], rtol=1e-4)
+        assert_allclose(ratio[:, 1 - band], 1.0, rtol=1e-4)
+        ratio = found["std"][:8] / seen["std"]
+        assert_allclose(ratio[..., band], factor[band], rtol=1e-2)
+    vae.save(tmp_path / "vae.keras")
+    other = keras.saving.load_model(tmp_path / "vae.keras")
+    assert_allclose(other.imputation_factor, factor)
+    vae.compile()
+    vae.fit(half[0], verbose=0)
+    assert (vae.imputation_factor == 1.0).all()
+
+
+def flux_noise(error, likelihood):
+    """Sigma of the sum over all pixels, by summing over all pairs of them."""
+    shape = error.shape[1:3]
+    y, x = (index.ravel() for index in np.indices(shape))
+    covariance = np.eye(len(x))
+    if hasattr(likelihood, "correlation"):
+        # pixels at opposite edges are neighbours
+        dy, dx = (
+            (i[:, None] - i + side // 2) % side - side // 2
+            for i, side in ((y, shape[0]), (x, shape[1]))
+        )
+        near = (abs(dy) <= 1) & (abs(dx) <= 1)
+        covariance = np.where(near, 0.25 ** (abs(dy) + abs(dx)), 0.0)
+    return [error[0, 0, 0, band] * covariance.sum() ** 0.5 for band in range(2)]
+
+
+def test_what_missing_bands_cannot_be_calibrated_on():
+    """One band, too few galaxies, and factors that are none."""
+    vae, _ = make_linear(GaussianLikelihood(learn_variance=False))
+    few = {"image": np.zeros((30, 6, 6, 2), "float32")}
+    few["error"] = np.ones_like(few["image"])
+    few["mask"] = np.zeros(few["image"].shape, bool)
+    few["mask"][:15, 0, 0, 1] = True
+    with pytest.raises(ValueError, match="only 15 galaxies have all pixels of band 1"):
+        vae.calibrate_imputation(few)
+    # the pixel is out of the aperture
+    assert vae.calibrate_imputation(few, aperture=2.0).shape == (2,)
+    with pytest.raises(ValueError, match="must be 2 positive numbers, one per band"):
+        vae.imputation_factor = [1.0, 0.0]
+    single = make_vae((8, 8, 1))
+    with pytest.raises(ValueError, match="at least two bands, got one"):
+        single.calibrate_imputation(np.zeros((4, 8, 8, 1)))
+    # nothing is known of galaxies without a valid pixel: the prior is right
+    few["mask"][:] = True
+    before = vae.posterior_predictive(few)["flux_std"]
+    vae.imputation_factor = 3.0
+    assert_allclose(vae.posterior_predictive(few)["flux_std"], before)

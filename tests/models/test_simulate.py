@@ -87,6 +87,8 @@ def test_simulations_can_be_repeated(stack):
     other = vae.simulate(stack, seed=4)
     assert not np.array_equal(one["z"], other["z"])
     assert one["image"].shape == stack.data.shape
+    clean = vae.simulate(stack, one["z"], noise=False)["image"]
+    assert_allclose(clean, vae.decode(one["z"])["mean"], rtol=1e-5, atol=1e-6)
     assert vae.simulate(stack[:0])["image"].shape == (0, *stack.image_shape)
     with pytest.raises(ValueError, match=r"shape \(40, 2\), a row for each galaxy"):
         vae.simulate(stack, np.zeros((3, 2)))

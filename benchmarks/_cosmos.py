@@ -1,0 +1,113 @@
+# Licensed under a 3-clause BSD style license - see LICENSE
+"""Galaxies of which the truth is known, with PSFs and noise of the COSMOS field."""
+
+import galsim
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from numpy.random import default_rng
+
+from astrovae._progress import progress_bar
+from astrovae.diagnostics import measure_galaxies
+from astrovae.images import CutoutStack
+
+# of 100 galaxies there are parametric fits, which GalSim draws
+CATALOG = "real_galaxy_catalog_23.5_example.fits"
+NOISE = "acs_I_unrot_sci_20_cf.fits"
+BAND = "F814W"
+PIXEL_SCALE = 0.03
+SHAPE = (64, 64)
+PSF_SIZE = 39
+# half-light radii beyond fill the stamp, in arcsec
+MAX_RADIUS = 0.6
+# scatter of the size, in natural logarithms, and of the shear
+SIZE_JITTER, SHEAR_JITTER = 0.2, 0.1
+# galaxies get up to so many magnitudes fainter
+DIMMING = 3.0
+# of the correlation of the noise: beyond, it is below 1 percent
+REACH = 7
+# what a stamp needs: faster than for the last digit, of 1e-3 of the peak
+PRECISION = {"folding_threshold": 0.01, "maxk_threshold": 3e-3}
+
+
+def make(folder, number, seed):
+    """
+    Draw galaxies, and measure them before the noise.
+
+    Each is a parametric fit to a real galaxy, with its identifier: turned at
+    random, sheared a little, larger or smaller, and fainter; behind the PSF of that
+    galaxy and in noise of the amplitude and correlation of its surroundings.
+    """
+    rng = default_rng(seed)
+    catalog = galsim.COSMOSCatalog(
+        CATALOG, dir=str(folder), use_real=False, exclusion_level="none"
+    )
+    table = Table.read(folder / CATALOG)
+    psfs = read_psfs(folder, table)
+    radius = np.array([float(row["hlr"][0]) for row in catalog.param_cat])
+    parent = rng.choice(np.flatnonzero(radius < MAX_RADIUS), number)
+    sigma = np.asarray(table["NOISE_VARIANCE"], dtype=float)[parent] ** 0.5
+    clean = np.empty((number, *SHAPE, 1), np.float32)
+    with progress_bar("Drawing", number, show=True) as advance:
+        for image, index in zip(clean, parent):
+            draw(image[..., 0], catalog, psfs[index], index, rng)
+            advance(1)
+    rho = noise_correlation(folder)
+    waves = np.fft.rfft2(rng.standard_normal(clean.shape), axes=(1, 2))
+    waves *= np.sqrt(noise_power(rho))[..., None]
+    noise = np.fft.irfft2(waves, SHAPE, axes=(1, 2)) * sigma[:, None, None, None]
+    stack = CutoutStack(
+        clean + noise.astype(np.float32),
+        error=np.broadcast_to(sigma[:, None, None, None], clean.shape),
+        psf=psfs[parent][..., None],
+        ids=np.array([str(name) for name in table["IDENT"]])[parent],
+        bands=[BAND],
+        pixel_scale=PIXEL_SCALE,
+    )
+    return stack, measure_galaxies(stack.replace(data=clean)), rho[..., None]
+
+
+def read_psfs(folder, table):
+    """PSFs of sum one, on as many pixels, the brightest one in the middle."""
+    found = np.zeros((len(table), PSF_SIZE, PSF_SIZE), np.float32)
+    with fits.open(folder / table["PSF_FILENAME"][0].strip()) as file:
+        for plane, hdu in zip(found, table["PSF_HDU"]):
+            image = file[int(hdu)].data
+            top, left = ((PSF_SIZE - side) // 2 for side in image.shape)
+            plane[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return found / found.sum(axis=(1, 2), keepdims=True)
+
+
+def draw(image, catalog, psf, index, rng):
+    """Draw one galaxy."""
+    galaxy = catalog.makeGalaxy(index, gal_type="parametric")
+    galaxy = galaxy.rotate(rng.uniform(0, 180) * galsim.degrees)
+    galaxy = galaxy.dilate(np.exp(SIZE_JITTER * rng.standard_normal()))
+    shear = np.clip(SHEAR_JITTER * rng.standard_normal(2), -0.4, 0.4)
+    galaxy = galaxy.shear(g1=shear[0], g2=shear[1])
+    galaxy = galaxy * 10 ** (-0.4 * rng.uniform(0, DIMMING))
+    options = {"gsparams": galsim.GSParams(**PRECISION)}
+    psf = galsim.InterpolatedImage(
+        galsim.Image(psf.astype(float)), scale=PIXEL_SCALE, flux=1.0, **options
+    )
+    observed = galsim.Convolve(galaxy.withGSParams(**PRECISION), psf, **options)
+    ny, nx = SHAPE
+    drawn = observed.drawImage(nx=nx, ny=ny, scale=PIXEL_SCALE, method="no_pixel")
+    image[:] = drawn.array
+
+
+def noise_correlation(folder):
+    """Correlation of the noise by lag, lag zero in the middle."""
+    found = fits.getdata(folder / NOISE).astype(float)
+    middle = found.shape[0] // 2
+    lags = slice(middle - REACH, middle + REACH + 1)
+    found = found[lags, lags] / found[middle, middle]
+    return 0.5 * (found + found[::-1, ::-1])
+
+
+def noise_power(rho):
+    """Power spectrum of the noise of a stamp."""
+    canvas = np.zeros(SHAPE)
+    canvas[: rho.shape[0], : rho.shape[1]] = rho
+    canvas = np.roll(canvas, (-REACH, -REACH), axis=(0, 1))
+    return np.maximum(np.fft.rfft2(canvas).real, 0.0)
