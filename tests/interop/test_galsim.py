@@ -76,23 +76,13 @@ def test_drawn_as_they_are(table, shape):
         drawn = galsim.Convolve(galaxy, PSF).drawImage(nx=64, ny=64, scale=0.17)
         truth = galsim.Convolve(flow.galaxy(row), PSF)
         truth = truth.drawImage(nx=64, ny=64, scale=0.17)
-        assert_allclose(
-            drawn.array, truth.array, atol=2e-3 * truth.array.max()
-        )
+        assert_allclose(drawn.array, truth.array, atol=2e-3 * truth.array.max())
         found, expected = (galsim.hsm.FindAdaptiveMom(i) for i in (drawn, truth))
         assert abs(found.moments_centroid.x - expected.moments_centroid.x) < 1e-4 * 64
-        assert_allclose(
-            found.moments_centroid.x, drawn.true_center.x, atol=5e-3
-        )
-        assert_allclose(
-            found.moments_centroid.y, drawn.true_center.y, atol=5e-3
-        )
-        assert_allclose(
-            found.observed_shape.g1, expected.observed_shape.g1, atol=2e-3
-        )
-        assert_allclose(
-            found.observed_shape.g2, expected.observed_shape.g2, atol=2e-3
-        )
+        assert_allclose(found.moments_centroid.x, drawn.true_center.x, atol=5e-3)
+        assert_allclose(found.moments_centroid.y, drawn.true_center.y, atol=5e-3)
+        assert_allclose(found.observed_shape.g1, expected.observed_shape.g1, atol=2e-3)
+        assert_allclose(found.observed_shape.g2, expected.observed_shape.g2, atol=2e-3)
         assert np.sign(np.round(found.observed_shape.g2, 2)) == np.sign(row["g2"])
 
 
