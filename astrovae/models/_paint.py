@@ -5,6 +5,7 @@ import warnings
 
 import astropy.units as u
 import numpy as np
+from keras import ops
 
 from astrovae._sources import make_stack
 from astrovae.exceptions import FlaggedRowsWarning
@@ -145,7 +146,11 @@ def _painter(flow, vae, noisy, blurred):
             params = {**params, "mean": blur((params["mean"], batch["psf"]))}
         image = params["mean"]
         if noisy:
-            error = batch["error"] / vae._scale if "error" in batch else None
+            error = None
+            if "error" in batch:
+                # that noise alone, as ``error`` of the stack will say
+                error = batch["error"] / vae._scale
+                params = {**params, "variance": ops.zeros_like(image)}
             image = vae.likelihood.draw(params, batch["pixels"], error)
         return {"image": image * vae._scale}
 

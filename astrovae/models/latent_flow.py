@@ -439,8 +439,9 @@ class LatentFlow(PresetModel):
         noise : float, array_like, `~astropy.units.Quantity` or "learned", optional
             Add noise: its sigma, in the unit of the images unless it is a quantity;
             one, or one for each band, each galaxy and band (n, n_bands), or each
-            pixel (n, ny, nx, n_bands). The variance that the model has learned is
-            added in any case: "learned" is that alone. By default, there is none.
+            pixel (n, ny, nx, n_bands). "learned" is the noise of models that were
+            trained without errors; of others, it is how badly they paint. By
+            default, there is none.
         pose : array_like, `~astropy.table.Table` or "aligned", optional
             Where galaxies lie and how they are turned, for models with a pose: as
             taken by `~astrovae.images.CutoutStack`. By default, the ``pose_*``
