@@ -293,7 +293,7 @@ for name, e in measured.items():
     filled = {"histtype": "stepfilled", "color": "0.8"} if name == "real" else {}
     ax.hist(e, bins, density=True, label=name, **{"histtype": "step", **filled})
 ax.set(xlabel="|e|", ylabel="density")
-ax.legend(frameon=False)
+legend = ax.legend(frameon=False)
 
 # %%
 # Do generated galaxies have the ellipticity that they were asked for, one by one? The
