@@ -49,16 +49,16 @@ def test_extra_all_names_every_extra_for_users(project):
     assert requirement.extras == set(extras) - {"all", "docs", "test"}
 
 
-def test_halves_are_the_whole():
-    """Each test runs in one of the halves, and the paths of both are there."""
-    halves = [
+def test_parts_are_the_whole():
+    """Each test runs in one of the parts, and the paths of all are there."""
+    parts = [
         (ROOT / path).resolve()
-        for name in ("keras_half", "other_half")
-        for path in tox_section(name)["tests"].replace("\\", " ").split()
+        for paths in tox_section("tests").values()
+        for path in paths.replace("\\", " ").split()
     ]
-    assert [path for path in halves if not path.exists()] == []
+    assert [path for path in parts if not path.exists()] == []
     for file in (ROOT / "tests").rglob("test_*.py"):
-        assert sum(half in (file, *file.parents) for half in halves) == 1, file
+        assert sum(part in (file, *file.parents) for part in parts) == 1, file
 
 
 def test_ruff_is_the_same_everywhere():
