@@ -180,29 +180,25 @@ def test_overlap_is_the_light_of_symmetric_neighbors():
         segmentation=[segmentation, np.where(segmentation == 2, 0, segmentation)],
         labels=[1, 1],
     )
-    columns, _, _ = measure_targets(
-        stack.data,
-        np.zeros((2, 1)),
-        stack.mask,
-        stack.segmentation,
-        stack.labels,
-        np.ones((2, 1)),
-        np.array([[20.0, 20.0]] * 2),
-    )
+
+    def overlaps(stack):
+        sky, rms = np.zeros((len(stack), 1)), np.ones((len(stack), 1))
+        columns, _, _ = measure_targets(
+            stack.data,
+            sky,
+            stack.mask,
+            stack.segmentation,
+            stack.labels,
+            rms,
+            np.full((len(stack), 2), 20.0),
+        )
+        return columns["neighbor_overlap"]
+
+    touched, alone = overlaps(stack)
     # as far as its own isophote reaches
     inside = segmentation == 1
     expected = near[inside & (near > 1)].sum() / stack.data[0, ..., 0][inside].sum()
     assert expected > 0.01
-    assert_allclose(columns["neighbor_overlap"][0], expected, rtol=0.1)
-    assert columns["neighbor_overlap"][1] == 0
-    empty = stack[:0]
-    measured, _, _ = measure_targets(
-        empty.data,
-        np.zeros((0, 1)),
-        empty.mask,
-        empty.segmentation,
-        empty.labels,
-        np.ones((0, 1)),
-        np.zeros((0, 2)),
-    )
-    assert measured["neighbor_overlap"].shape == (0,)
+    assert_allclose(touched, expected, rtol=0.1)
+    assert alone == 0
+    assert overlaps(stack[:0]).shape == (0,)

@@ -168,8 +168,8 @@ def test_pose(survey):
 
     Where the light of other sources within two half-light radii is less than a
     hundredth of the galaxy's: blends that no segmentation resolves disturb the
-    others. Most of these have a flag, and without any knowledge of the truth galaxies
-    that have none are right nearly as often: flags miss what is as small as the noise.
+    others. Most of these have a flag, and galaxies that have none are right more often
+    than all together, without any knowledge of the truth.
     Errors say what noise does: spirals and clumpy discs are compared with what is
     measured on their own light without noise.
     """
@@ -210,7 +210,7 @@ def test_pose(survey):
             difference = (difference + np.pi / 2) % np.pi - np.pi / 2
         within = np.abs(difference) < pose.pose[f"{name}_err"]
         assert abs(within[use].mean() - 0.68) <= tolerance, name
-        assert abs(within[known & ~flagged].mean() - 0.68) <= tolerance + 0.03, name
+        assert within[known & ~flagged].mean() > within[known].mean(), name
 
 
 def test_recentred(survey):
