@@ -443,6 +443,9 @@ def run(options):
     model, seconds = flow.vae, time.perf_counter() - start
     rho = model.likelihood.correlation
     print(f"ready after {seconds:.0f} s", flush=True)
+    if options.output:
+        options.output.mkdir(exist_ok=True)
+        flow.save_preset(options.output / "flow", overwrite=True)
     made = generate(flow, table, normalized, real, options.seed)
     other = parametric(real, rho, options.seed)
     result, measured = compare(real, made, other, table, known)
@@ -463,8 +466,6 @@ def run(options):
     for band, factor in zip(real.bands, model.imputation_factor):
         result[f"imputation_factor_{band}"] = float(factor)
     if options.output:
-        options.output.mkdir(exist_ok=True)
-        flow.save_preset(options.output / "flow", overwrite=True)
         made.write(options.output / "generated.h5", overwrite=True)
         other.write(options.output / "parametric.h5", overwrite=True)
         real.write(options.output / "real.h5", overwrite=True)

@@ -14,6 +14,9 @@ _MIN_INDEX, _MAX_INDEX = 0.3, 6.2
 # GalSim tabulates each index: with so many digits, few tables do for all galaxies.
 _INDEX_DIGITS = 2
 _MIN_AXIS_RATIO, _MIN_RADIUS = 0.05, 0.02
+# Fourier transforms of more pixels than the first, a side, are made smaller by cutting
+# off light far outside the cutout; of more than the second they are not made.
+_LARGE, _TOO_LARGE = 1024, 4096
 _NAMES = ("flux", "half_light_radius", "sersic_index", "axis_ratio", "angle")
 _SERSIC_FIT = {
     "flux": "sersic_flux",
@@ -64,7 +67,8 @@ def parametric_galaxies(properties, like, *, noise=None, seed=0):
     Returns
     -------
     stack : `~astrovae.images.CutoutStack`
-        The galaxies. Where a property is not finite, all pixels are masked.
+        The galaxies. Where a property is not finite, or a profile too much larger than
+        the cutout to be drawn behind its PSF, all pixels are masked.
 
     Raises
     ------
@@ -107,17 +111,15 @@ def parametric_galaxies(properties, like, *, noise=None, seed=0):
     data = np.zeros(like.data.shape)
     psfs = _Psfs(galsim, like)
     for i in np.flatnonzero(usable):
-        profile = _profile(galsim, values, i, ((nx - 1) / 2, (ny - 1) / 2))
         image = None
         for band in range(n_bands):
             psf = psfs(i, band)
             # without a PSF, bands differ by their flux alone
             if psf is not None or image is None:
-                galaxy = profile if psf is None else galsim.Convolve(profile, psf)
-                # cusps that no PSF has smoothed would take huge Fourier transforms
-                method = "real_space" if psf is None else "no_pixel"
-                drawn = galaxy.drawImage(nx=nx, ny=ny, scale=1.0, method=method)
-                image = drawn.array.astype(float)
+                image = _draw(galsim, values, i, (ny, nx), psf)
+            if image is None:
+                usable[i] = False
+                break
             data[i, ..., band] = values["flux"][i, band] * image
     rng = np.random.default_rng(seed)
     if noise is None:
@@ -189,22 +191,49 @@ def _factor(unit, wanted):
         raise ValueError(msg) from error
 
 
-def _profile(galsim, values, i, middle):
-    """The galaxy of flux one before the PSF, in pixels."""
+def _draw(galsim, values, i, shape, psf):
+    """Draw the galaxy with flux one, or nothing where that takes too much memory."""
+    ny, nx = shape
+    middle = ((nx - 1) / 2, (ny - 1) / 2)
+    options = {"nx": nx, "ny": ny, "scale": 1.0}
+    if psf is None:
+        # cusps that no PSF has smoothed would take huge Fourier transforms
+        galaxy = _profile(galsim, values, i, middle)
+        return galaxy.drawImage(method="real_space", **options).array.astype(float)
+    side = np.inf
+    for edge in (None, 0.5 * np.hypot(nx, ny) + max(psf.image.array.shape)):
+        if side > _LARGE:
+            galaxy = _profile(galsim, values, i, middle, edge)
+            galaxy = galsim.Convolve(galaxy, psf)
+            side = galaxy.getGoodImageSize(1.0)
+    if side > _TOO_LARGE:
+        return None
+    return galaxy.drawImage(method="no_pixel", **options).array.astype(float)
+
+
+def _profile(galsim, values, i, middle, edge=None):
+    """The galaxy of flux one before the PSF, in pixels; cut off outside an edge."""
     index = np.round(values["sersic_index"][i], _INDEX_DIGITS)
     ratio = np.clip(values["axis_ratio"][i], _MIN_AXIS_RATIO, 1.0)
     # GalSim's shears keep the area
     radius = max(values["half_light_radius"][i] * np.sqrt(ratio), _MIN_RADIUS)
-    galaxy = galsim.Sersic(
-        float(np.clip(index, _MIN_INDEX, _MAX_INDEX)),
-        half_light_radius=float(radius),
-    )
-    galaxy = galaxy.shear(q=ratio, beta=values["angle"][i] * galsim.radians)
     position = [
         values[name][i] if name in values else middle[j]
         for j, name in enumerate(("x", "y"))
     ]
-    return galaxy.shift(*(np.array(position) - middle))
+    shift = np.array(position) - middle
+    cut = {}
+    if edge is not None:
+        # nowhere nearer to the middle of the cutout than that
+        trunc = (edge + np.hypot(*shift)) / np.sqrt(ratio)
+        cut = {"trunc": float(trunc), "flux_untruncated": True}
+    galaxy = galsim.Sersic(
+        float(np.clip(index, _MIN_INDEX, _MAX_INDEX)),
+        half_light_radius=float(radius),
+        **cut,
+    )
+    galaxy = galaxy.shear(q=ratio, beta=values["angle"][i] * galsim.radians)
+    return galaxy.shift(*shift)
 
 
 class _Psfs:

@@ -170,6 +170,28 @@ def test_profiles_without_psf(index, radius):
     assert_allclose(drawn[..., 1], -3 * drawn[..., 0], rtol=1e-5)
 
 
+def test_profiles_far_larger_than_cutouts():
+    """Light is left out where none of it is in the cutout, and absurd fits, too."""
+    galsim = pytest.importorskip("galsim")
+    from astropy.table import Table
+
+    _, stack = make_galaxies(3, shape=32, seed=1)
+    table = Table({"flux": [1e4] * 3, "half_light_radius": [20.0, 3e4, 3e4]})
+    table["sersic_index"] = [6.2, 6.2, 0.5]
+    table["axis_ratio"], table["angle"], table["x"], table["y"] = 0.3, 40.0, 14.0, 19.0
+    drawn = parametric_galaxies(table, stack, noise=0)
+    assert list(drawn.mask.all(axis=(1, 2, 3))) == [False, False, True]
+    assert np.isfinite(drawn.data).all()
+    # in one piece
+    galaxy = galsim.Sersic(6.2, half_light_radius=20.0 * 0.3**0.5, flux=1e4)
+    galaxy = galaxy.shear(q=0.3, beta=40 * galsim.degrees).shift(-1.5, 3.5)
+    psf = galsim.Image(stack.psf[0, ..., 0].astype(float))
+    psf = galsim.InterpolatedImage(psf, scale=1.0, flux=1.0, use_true_center=False)
+    whole = galsim.Convolve(galaxy, psf)
+    whole = whole.drawImage(nx=32, ny=32, scale=1.0, method="no_pixel").array
+    assert_allclose(drawn.data[0, ..., 0], whole, atol=1e-4 * whole.max())
+
+
 def test_parametric_columns_and_units():
     """Fitted columns, angles on the sky and missing values are understood."""
     pytest.importorskip("galsim")
