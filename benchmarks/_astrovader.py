@@ -156,17 +156,14 @@ def forward_flops(model):
 def train_painter(stack, aligned, options, seed=0):
     """Train dense networks between components of posed galaxies, 20 latents."""
     keras.utils.set_random_seed(seed)
-    arguments = {
-        "latent_dim": LATENT_DIM,
-        "beta": 1.0,
-        "seed": seed,
-        # bright pixels count as in the squared error
-        "likelihood": GaussianLikelihood(
-            beta_nll=1.0, sigma_floor=1 / 255 / np.sqrt(12)
-        ),
-    }
     model = VAE.from_preset(
-        "galaxy_eigen", image_shape=aligned.image_shape, **arguments
+        "galaxy_eigen",
+        image_shape=aligned.image_shape,
+        latent_dim=LATENT_DIM,
+        beta=1.0,
+        seed=seed,
+        # bright pixels count as in the squared error
+        likelihood=GaussianLikelihood(beta_nll=1.0, sigma_floor=1 / 255 / np.sqrt(12)),
     )
     model.adapt(aligned[:NUM_ADAPTED])
     model.compile(keras.optimizers.Adam(1e-3))
@@ -180,20 +177,8 @@ def train_painter(stack, aligned, options, seed=0):
         verbose=0,
         callbacks=[deadline, TerminateOnDivergence()],
     )
-    twin = VAE.from_preset(
-        "galaxy_eigen",
-        image_shape=stack.image_shape,
-        encoder=model.encoder,
-        decoder=model.decoder,
-        pose=True,
-        canvas_shape=aligned.image_shape[:2],
-        scale=model.scale,
-        noise=model.noise,
-        preprocessing=stack.preprocessing,
-        **arguments,
-    )
-    twin.posterior_layer.set_weights(model.posterior_layer.get_weights())
-    return twin, deadline.seconds, deadline.steps * regier.BATCH_SIZE / len(aligned)
+    passes = deadline.steps * regier.BATCH_SIZE / len(aligned)
+    return model.with_pose(stack), deadline.seconds, passes
 
 
 def paint(train, test, options):

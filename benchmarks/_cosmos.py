@@ -21,7 +21,7 @@ PSF_SIZE = 39
 # half-light radii beyond fill the stamp, in arcsec
 MAX_RADIUS = 0.6
 # scatter of the size, in natural logarithms, and of the shear
-SIZE_JITTER, SHEAR_JITTER = 0.2, 0.1
+SIZE_JITTER, SHEAR_JITTER = 0.1, 0.1
 # galaxies get up to so many magnitudes fainter
 DIMMING = 3.0
 # of the correlation of the noise: beyond, it is below 1 percent
@@ -35,8 +35,9 @@ def make(folder, number, seed):
     Draw galaxies, and measure them before the noise.
 
     Each is a parametric fit to a real galaxy, with its identifier: turned at
-    random, sheared a little, larger or smaller, and fainter; behind the PSF of that
-    galaxy and in noise of the amplitude and correlation of its surroundings.
+    random, sheared a little, of about the size of another one, and fainter; behind the
+    PSF of that galaxy and in noise of the amplitude and correlation of its
+    surroundings.
     """
     rng = default_rng(seed)
     catalog = galsim.COSMOSCatalog(
@@ -45,12 +46,15 @@ def make(folder, number, seed):
     table = Table.read(folder / CATALOG)
     psfs = read_psfs(folder, table)
     radius = np.array([float(row["hlr"][0]) for row in catalog.param_cat])
-    parent = rng.choice(np.flatnonzero(radius < MAX_RADIUS), number)
+    parent = rng.integers(len(radius), size=number)
+    factor = rng.choice(radius[radius < MAX_RADIUS], number) / radius[parent]
+    factor *= np.exp(SIZE_JITTER * rng.standard_normal(number))
     sigma = np.asarray(table["NOISE_VARIANCE"], dtype=float)[parent] ** 0.5
     clean = np.empty((number, *SHAPE, 1), np.float32)
     with progress_bar("Drawing", number, show=True) as advance:
-        for image, index in zip(clean, parent):
-            draw(image[..., 0], catalog, psfs[index], index, rng)
+        for image, index, dilation in zip(clean, parent, factor):
+            galaxy = catalog.makeGalaxy(index, gal_type="parametric").dilate(dilation)
+            draw(image[..., 0], galaxy, psfs[index], rng)
             advance(1)
     rho = noise_correlation(folder)
     waves = np.fft.rfft2(rng.standard_normal(clean.shape), axes=(1, 2))
@@ -78,11 +82,9 @@ def read_psfs(folder, table):
     return found / found.sum(axis=(1, 2), keepdims=True)
 
 
-def draw(image, catalog, psf, index, rng):
-    """Draw one galaxy."""
-    galaxy = catalog.makeGalaxy(index, gal_type="parametric")
+def draw(image, galaxy, psf, rng):
+    """Draw one galaxy, turned, sheared and dimmed at random."""
     galaxy = galaxy.rotate(rng.uniform(0, 180) * galsim.degrees)
-    galaxy = galaxy.dilate(np.exp(SIZE_JITTER * rng.standard_normal()))
     shear = np.clip(SHEAR_JITTER * rng.standard_normal(2), -0.4, 0.4)
     galaxy = galaxy.shear(g1=shear[0], g2=shear[1])
     galaxy = galaxy * 10 ** (-0.4 * rng.uniform(0, DIMMING))

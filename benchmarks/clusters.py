@@ -138,21 +138,20 @@ def companion_light(stack):
 def train_ours(stack, aligned, options, seed):
     """Train on aligned galaxies, and give the model of those that are observed."""
     keras.utils.set_random_seed(seed)
-    arguments = {
-        "latent_dim": LATENT_DIM,
-        "beta": BETA,
-        "seed": seed,
-        "likelihood": regier.make_likelihood("zip", "galaxy_eigen", 3.0),
-        "prior": MixturePrior(
+    model = VAE.from_preset(
+        "galaxy_eigen",
+        image_shape=aligned.image_shape,
+        latent_dim=LATENT_DIM,
+        beta=BETA,
+        seed=seed,
+        likelihood=regier.make_likelihood("zip", "galaxy_eigen", 3.0),
+        prior=MixturePrior(
             options.clusters,
             LATENT_DIM,
             covariance="full",
             concentration=CONCENTRATION,
             seed=seed,
         ),
-    }
-    model = VAE.from_preset(
-        "galaxy_eigen", image_shape=aligned.image_shape, **arguments
     )
     model.adapt(aligned)
     begin_linear(model)
@@ -169,20 +168,7 @@ def train_ours(stack, aligned, options, seed):
         verbose=0,
         callbacks=[deadline, *recipe],
     )
-    twin = VAE.from_preset(
-        "galaxy_eigen",
-        image_shape=stack.image_shape,
-        encoder=model.encoder,
-        decoder=model.decoder,
-        pose=True,
-        canvas_shape=aligned.image_shape[:2],
-        scale=model.scale,
-        noise=model.noise,
-        preprocessing=stack.preprocessing,
-        **arguments,
-    )
-    twin.posterior_layer.set_weights(model.posterior_layer.get_weights())
-    return twin, deadline.seconds
+    return model.with_pose(stack), deadline.seconds
 
 
 def begin_linear(model, share=0.01):

@@ -130,34 +130,22 @@ def train_vae(stack, rho, options):
         "num_components": options.components,
         "hidden_units": (options.units, options.units),
     }
-    arguments = {
-        "latent_dim": options.latent_dim,
-        "seed": options.seed,
-    }
+    arguments, indicators = {}, 0
     if len(stack.bands) > 1:
-        arguments |= {"side_inputs": "bands", "band_dropout": BAND_DROPOUT}
-    indicators = len(stack.bands) if len(stack.bands) > 1 else 0
+        arguments = {"side_inputs": "bands", "band_dropout": BAND_DROPOUT}
+        indicators = len(stack.bands)
     model = VAE(
         aligned.image_shape,
+        latent_dim=options.latent_dim,
         encoder=EigenEncoder(dropout=0.1, num_indicators=indicators, **size),
         decoder=EigenDecoder(shape, **size),
         likelihood=GaussianLikelihood(),
+        seed=options.seed,
         **arguments,
     )
     optimise(model, aligned, options.passes, "Training", augment="mirrors")
-    posed = VAE(
-        stack.image_shape,
-        encoder=model.encoder,
-        decoder=model.decoder,
-        likelihood=CorrelatedGaussianLikelihood(rho, learn_variance=True),
-        pose=True,
-        canvas_shape=aligned.image_shape[:2],
-        scale=model.scale,
-        noise=model.noise,
-        preprocessing=stack.preprocessing,
-        **arguments,
-    )
-    posed.posterior_layer.set_weights(model.posterior_layer.get_weights())
+    likelihood = CorrelatedGaussianLikelihood(rho, learn_variance=True)
+    posed = model.with_pose(stack, likelihood=likelihood)
     if options.fine_tuning:
         optimise(posed, stack, options.fine_tuning, "Fine-tuning", 3e-4)
     return posed
@@ -406,7 +394,12 @@ def split(options):
         held_out = stack.held_out(HELD_OUT, seed=options.seed)
     else:
         held_out = np.isin(stack.ids, test.ids)
-    stopping = ~held_out & stack.held_out(VALIDATION, seed=options.seed + 1)
+    stopping = stack.held_out(VALIDATION, seed=options.seed + 1)
+    if truth is not None:
+        # those of a few other parents would say little of when to stop
+        rng = np.random.default_rng(options.seed + 1)
+        stopping = rng.random(len(stack)) < VALIDATION
+    stopping &= ~held_out
     last = stopping if options.validate else held_out
     parts = [~held_out & ~stopping, stopping, last]
     stacks = [stack[rows] for rows in parts]

@@ -192,18 +192,14 @@ def make_likelihood(kind, preset, profile):
 def train_model(stack, aligned, kind, options):
     """Train on aligned galaxies, and give the model of those that are observed."""
     settings = SETTINGS[kind]
-    arguments = {
-        "latent_dim": options.latent_dim,
-        "beta": 1.0 if options.preset == "regier2015" else settings["beta"],
-        "seed": options.seed,
-    }
-    likelihood = make_likelihood(kind, options.preset, settings["profile"])
     source = stack if aligned is None else aligned
     model = VAE.from_preset(
         options.preset,
         image_shape=source.image_shape,
-        likelihood=likelihood,
-        **arguments,
+        latent_dim=options.latent_dim,
+        likelihood=make_likelihood(kind, options.preset, settings["profile"]),
+        beta=1.0 if options.preset == "regier2015" else settings["beta"],
+        seed=options.seed,
     )
     passes = options.passes or settings["passes"]
     augment = None if aligned is None else "mirrors"
@@ -212,20 +208,7 @@ def train_model(stack, aligned, kind, options):
     if aligned is None:
         return model
     # the same networks, between the encoder's and the observed frame
-    posed = VAE.from_preset(
-        options.preset,
-        image_shape=stack.image_shape,
-        encoder=model.encoder,
-        decoder=model.decoder,
-        likelihood=likelihood,
-        pose=True,
-        canvas_shape=aligned.image_shape[:2],
-        scale=model.scale,
-        noise=model.noise,
-        preprocessing=stack.preprocessing,
-        **arguments,
-    )
-    posed.posterior_layer.set_weights(model.posterior_layer.get_weights())
+    posed = model.with_pose(stack)
     if settings["fine_tuning"]:
         passes = settings["fine_tuning"]
         optimise(posed, stack, passes, rate, "Fine-tuning", augment="flips")

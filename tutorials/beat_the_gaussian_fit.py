@@ -135,21 +135,15 @@ aligned = av.images.align(train, shape=canvas_shape)
 # prior. These settings were chosen once, on validation galaxies. Twenty passes are
 # enough for this page; the more of them, the better, up to about 40.
 
-
-def make_model(image_shape, **options):
-    return av.models.VAE.from_preset(
-        "galaxy_eigen",
-        image_shape=image_shape,
-        latent_dim=8,
-        likelihood=av.models.GaussianLikelihood(sigma_floor=floor, profile=3.0),
-        beta=30.0,
-        seed=0,
-        **options,
-    )
-
-
 start, passes, batch_size = time.perf_counter(), 20, 128
-model = make_model(aligned.image_shape)
+model = av.models.VAE.from_preset(
+    "galaxy_eigen",
+    image_shape=aligned.image_shape,
+    latent_dim=8,
+    likelihood=av.models.GaussianLikelihood(sigma_floor=floor, profile=3.0),
+    beta=30.0,
+    seed=0,
+)
 steps = passes * -(-len(aligned) // batch_size)
 rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
 model.compile(optimizer=keras.optimizers.Adam(rate))
@@ -162,17 +156,7 @@ print(f"{time.perf_counter() - start:.0f} s")
 # interpolated. A model knows the galaxies that it was trained on too well:
 # ``calibrate`` finds the one factor for all variances that is best for others.
 
-vae = make_model(
-    test.image_shape,
-    pose=True,
-    canvas_shape=canvas_shape,
-    encoder=model.encoder,
-    decoder=model.decoder,
-    scale=model.scale,
-    noise=model.noise,
-    preprocessing=train.preprocessing,
-)
-vae.posterior_layer.set_weights(model.posterior_layer.get_weights())
+vae = model.with_pose(train)
 print(f"variances times {vae.calibrate(validation):.2f}")
 
 # %%

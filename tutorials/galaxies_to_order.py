@@ -153,7 +153,6 @@ print(f"{len(train)} to train on, {len(test)} to test on")
 canvas_shape = (42, 42)
 aligned = av.images.align(train, shape=canvas_shape)
 aligned = aligned.replace(error=aligned.error * np.sqrt(rho.sum((0, 1)).mean()))
-options = {"latent_dim": 12, "side_inputs": "bands", "band_dropout": 0.2, "seed": 0}
 maps = (*canvas_shape, 2 * len(BANDS))
 start, passes, batch_size = time.perf_counter(), 60, 64
 model = av.models.VAE(
@@ -162,7 +161,10 @@ model = av.models.VAE(
         96, hidden_units=(256, 256), dropout=0.1, num_indicators=len(BANDS)
     ),
     decoder=av.models.EigenDecoder(maps, 96, hidden_units=(256, 256)),
-    **options,
+    latent_dim=12,
+    side_inputs="bands",
+    band_dropout=0.2,
+    seed=0,
 )
 steps = passes * -(-len(aligned) // batch_size)
 rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
@@ -174,19 +176,8 @@ print(f"{time.perf_counter() - start:.0f} s")
 # Then its networks are put between the aligned and the observed frame, with a
 # likelihood that knows the correlation.
 
-vae = av.models.VAE(
-    train.image_shape,
-    encoder=model.encoder,
-    decoder=model.decoder,
-    likelihood=av.models.CorrelatedGaussianLikelihood(rho, learn_variance=True),
-    pose=True,
-    canvas_shape=canvas_shape,
-    scale=model.scale,
-    noise=model.noise,
-    preprocessing=train.preprocessing,
-    **options,
-)
-vae.posterior_layer.set_weights(model.posterior_layer.get_weights())
+likelihood = av.models.CorrelatedGaussianLikelihood(rho, learn_variance=True)
+vae = model.with_pose(train, likelihood=likelihood)
 reconstructions = av.plotting.plot_reconstructions(test, vae, band=1)
 
 # %%

@@ -7,7 +7,13 @@ Where no pixel is masked, ``seen`` is None and nothing is computed.
 
 from keras import ops
 
-__all__ = ["count_pixels", "hide_pixels", "seen_pixels", "valid_pixels"]
+__all__ = [
+    "count_pixels",
+    "hide_pixels",
+    "present_bands",
+    "seen_pixels",
+    "valid_pixels",
+]
 
 
 def seen_pixels(batch):
@@ -32,3 +38,11 @@ def count_pixels(image, seen):
 def valid_pixels(image, seen):
     """1 for the pixels that count, 0 for masked ones."""
     return ops.ones_like(image) if seen is None else ops.cast(seen, "float32")
+
+
+def present_bands(image, seen):
+    """1 for the bands of a galaxy that have pixels, shape (n, 1, 1, n_bands)."""
+    if seen is None:
+        return ops.ones_like(image[:, :1, :1])
+    seen = ops.any(seen, axis=(1, 2), keepdims=True)
+    return ops.cast(seen, "float32")

@@ -1,16 +1,18 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """What the encoder sees: pixels, and side information beside them."""
 
-import keras
 from keras import ops
 
-from astrovae._validation import is_number
 from astrovae.layers import PoseTransform
-from astrovae.layers.sampling import SeededLayer
-from astrovae.models._masks import hide_pixels, seen_pixels, valid_pixels
+from astrovae.models._masks import (
+    hide_pixels,
+    present_bands,
+    seen_pixels,
+    valid_pixels,
+)
 from astrovae.ops import arcsinh, fit_canvas
 
-__all__ = ["SIDE_INPUTS", "BandDropout", "Planes"]
+__all__ = ["SIDE_INPUTS", "Planes"]
 
 SIDE_INPUTS = ("mask", "error", "psf", "bands")
 # errors far from the usual noise are as good as none, or as certain ones
@@ -82,11 +84,11 @@ class Planes:
             planes = self.to_aligned((planes, pose))
         if "psf" in self.side_inputs:
             # that of a missing band says nothing of the galaxy
-            psf = self._psf_plane(batch["psf"], pose) * _present(image, seen)
+            psf = self._psf_plane(batch["psf"], pose) * present_bands(image, seen)
             planes = ops.concatenate([planes, psf], axis=-1)
         if "bands" in self.side_inputs:
             shape = (1, *planes.shape[1:3], 1)
-            present = _present(image, seen) * ops.ones(shape)
+            present = present_bands(image, seen) * ops.ones(shape)
             planes = ops.concatenate([planes, present], axis=-1)
         return planes
 
@@ -124,68 +126,3 @@ class Planes:
             [x + 0.0 * pose[:, 0], y + 0.0 * pose[:, 1], pose[:, 2], pose[:, 3]], axis=1
         )
         return self.to_aligned((psf, turn))
-
-
-def _present(image, seen):
-    """1 for the bands of a galaxy that have pixels, shape (n, 1, 1, n_bands)."""
-    if seen is None:
-        return ops.ones_like(image[:, :1, :1])
-    seen = ops.any(seen, axis=(1, 2), keepdims=True)
-    return ops.cast(seen, "float32")
-
-
-class BandDropout(SeededLayer):
-    """
-    Hide bands of galaxies at random, but never all that there are.
-
-    Parameters
-    ----------
-    rate : float
-        The probability that a band is hidden. A galaxy of which all bands
-        would be hidden keeps one of them.
-    seed : int, optional
-        Seed of the random numbers.
-    **kwargs
-        Arguments of `keras.layers.Layer`.
-
-    Notes
-    -----
-    Input shape: the pixels that count, ``(n, ny, nx, n_bands)``. Output: those
-    that are left, and which galaxies have lost a band, ``(n,)``.
-    """
-
-    def __init__(self, rate, seed=None, **kwargs):
-        super().__init__(seed=seed, **kwargs)
-        self.rate = rate
-
-    @staticmethod
-    def check(rate, n_bands, posterior, side_inputs):
-        """Return the rate, or say why a model cannot have it."""
-        if not (is_number(rate) and 0 <= rate < 1):
-            msg = (
-                "band_dropout must be a number, at least 0 and less than 1, got "
-                f"{rate!r}."
-            )
-            raise ValueError(msg)
-        told = {"mask", "bands"} & set(side_inputs)
-        if rate and (n_bands < 2 or posterior == "delta" or not told):
-            msg = (
-                "band_dropout hides some of several bands, for which a posterior "
-                "becomes wider, and the encoder must be told: it needs images of at "
-                "least two bands, posterior='diagonal' or 'full', and side_inputs with "
-                f"'bands' or 'mask'. This model has {n_bands} band(s), "
-                f"posterior={posterior!r} and side_inputs={tuple(side_inputs)}."
-            )
-            raise ValueError(msg)
-        return float(rate)
-
-    def call(self, seen):
-        present = ops.any(seen, axis=(1, 2))
-        shape = ops.shape(present)
-        luck = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-        # the luckiest of the bands that there are stays in any case
-        luck = ops.where(present, luck, -1.0)
-        best = luck >= ops.max(luck, axis=-1, keepdims=True)
-        kept = (luck >= self.rate) | best
-        lost = ops.any(present & ops.logical_not(kept), axis=-1)
-        return seen & kept[:, None, None], lost

@@ -41,6 +41,8 @@ class _Encoder(keras.Model):
         super().__init__(name="encoder", autocast=False)
         # only these are exported: no decoder
         self.parts = [vae.encoder, vae.posterior_layer, vae.prior]
+        if vae.band_dropout:
+            self.parts.append(vae.missing_bands)
         self.function = vae._encode_batch
         self.shift = (2.0 * np.log(vae.latent_temperature)).astype("float32")
 

@@ -10,9 +10,15 @@ from astrovae._validation import check_option, check_positive_int
 from astrovae.layers import GaussianPrior, GaussianSampling
 from astrovae.models._adapt import adapt_networks, measure_scales
 from astrovae.models._inference import LatentModel
-from astrovae.models._masks import count_pixels, hide_pixels, seen_pixels
+from astrovae.models._masks import (
+    count_pixels,
+    hide_pixels,
+    present_bands,
+    seen_pixels,
+)
+from astrovae.models._missing import BandDropout, MissingBands
 from astrovae.models._observation import Observation, with_variance
-from astrovae.models._planes import SIDE_INPUTS, BandDropout, Planes
+from astrovae.models._planes import SIDE_INPUTS, Planes
 from astrovae.models._posteriors import POSTERIORS, choose
 from astrovae.models._regularizers import REGULARIZERS, check_regularizers
 from astrovae.models._stretches import as_config, as_stretch
@@ -216,6 +222,9 @@ class VAE(LatentModel):
         )
         if self.band_dropout:
             self.hide_bands = BandDropout(self.band_dropout, seed=seed)
+            self.missing_bands = MissingBands(
+                self.posterior_layer.units, dtype="float32"
+            )
         self.regularizers = check_regularizers(regularizers)
         self._make_scales(scale, noise)
         self._make_schedulable(beta)
@@ -248,6 +257,8 @@ class VAE(LatentModel):
                 layer.build(shape)
         features = self.encoder.compute_output_shape(images)
         self.posterior_layer.build(features)
+        if self.band_dropout:
+            self.missing_bands.build((features, (None, self.image_shape[2])))
         if not self.prior.built:
             self.prior.build(latents)
         found = getattr(self.prior, "latent_dim", self.latent_dim)
@@ -324,14 +335,20 @@ class VAE(LatentModel):
 
     def _raw(self, batch):
         """What the encoder says of each galaxy: parameters of its posterior."""
-        return self._encode_planes(self._planes(batch))
+        features = self._features(self._planes(batch))
+        raw, seen = self.posterior_layer(features), seen_pixels(batch)
+        if self.band_dropout and seen is not None:
+            present = present_bands(batch["image"], seen)[:, 0, 0]
+            raw = raw + self.missing_bands((features, present))
+        return raw
 
-    def _encode_planes(self, planes):
+    def _features(self, planes):
         features = self.encoder(ops.cast(planes, self.compute_dtype))
-        return self.posterior_layer(ops.cast(features, "float32"))
+        return ops.cast(features, "float32")
 
     def _encode_pseudo_images(self, images):
-        posterior = self.family.parameters(self._encode_planes(images))
+        raw = self.posterior_layer(self._features(images))
+        posterior = self.family.parameters(raw)
         return posterior["mean"], posterior["log_var"]
 
     def _planes(self, batch):
@@ -548,6 +565,75 @@ class VAE(LatentModel):
         adapt_networks(self, some)
         self.adapted = True
         self._plain.preprocessing = getattr(source, "preprocessing", None)
+
+    def with_pose(self, like, *, likelihood=None):
+        """
+        Give the model of observed galaxies from this one, of aligned galaxies.
+
+        Training on galaxies that `~astrovae.images.align` has turned is fast, but
+        interpolation has mixed their pixels. The model that comes back turns what it
+        paints to where galaxies were observed, and compares it with the pixels as
+        they came. It may be trained further.
+
+        Parameters
+        ----------
+        like : `~astrovae.images.CutoutStack`
+            Galaxies as observed: the model is for images of their shape and
+            preparation.
+        likelihood : `Likelihood`, optional
+            Scatter of observed pixels, by default as in this model.
+
+        Returns
+        -------
+        vae : `VAE`
+            Its weights are copies of those of this model. It is neither compiled nor
+            calibrated.
+
+        Raises
+        ------
+        ValueError
+            If this model has a pose already, or the images have other bands or do not
+            fit into its frame.
+
+        Examples
+        --------
+        >>> from astrovae.datasets import make_galaxies
+        >>> from astrovae.images import align, measure_pose
+        >>> from astrovae.models import VAE
+        >>> truth, stack = make_galaxies(64, shape=16, seed=1)
+        >>> stack = measure_pose(stack)
+        >>> aligned = align(stack, shape=(24, 24))
+        >>> model = VAE(aligned.image_shape, latent_dim=2)
+        >>> model.compile()
+        >>> history = model.fit(aligned, verbose=0)
+        >>> vae = model.with_pose(stack)
+        >>> vae.reconstruct(stack)["mean"].shape == stack.data.shape
+        True
+        """
+        shape = tuple(like.image_shape)
+        if self.pose:
+            msg = "this model has pose=True already: it is one of observed galaxies."
+            raise ValueError(msg)
+        if shape[2] != self.image_shape[2]:
+            msg = (
+                f"the model is of {self.image_shape[2]} bands, and the galaxies have "
+                f"{shape[2]}."
+            )
+            raise ValueError(msg)
+        config = self.get_config() | {
+            "image_shape": shape,
+            "pose": True,
+            "canvas_shape": self.image_shape[:2],
+            "preprocessing": like.preprocessing,
+            "latent_temperature": None,
+            "imputation_factor": None,
+        }
+        if likelihood is not None:
+            config["likelihood"] = likelihood
+        vae = type(self).from_config(config)
+        vae.set_weights(self.get_weights())
+        vae._variance_factor.assign(1.0)
+        return vae
 
     # ------------------------------------------------------------------
     # saving

@@ -15,7 +15,7 @@ from astrovae.models import (
     DenseEncoder,
     GaussianLikelihood,
 )
-from astrovae.models._planes import BandDropout
+from astrovae.models._missing import BandDropout, MissingBands
 from astrovae.models._posteriors import POSTERIORS
 
 
@@ -318,3 +318,32 @@ def test_what_missing_bands_cannot_be_calibrated_on():
     before = vae.posterior_predictive(few)["flux_std"]
     vae.imputation_factor = 3.0
     assert_allclose(vae.posterior_predictive(few)["flux_std"], before)
+
+
+def test_complete_galaxies_get_nothing_added():
+    """What is known of missing bands is for galaxies that lack one."""
+    rng = np.random.default_rng(1)
+    layer = MissingBands(3)
+    features = rng.normal(size=(6, 4)).astype("float32")
+    present = np.ones((6, 2), "float32")
+    present[3:, 1] = 0.0
+    inputs = [ops.convert_to_tensor(part) for part in (features, present)]
+    assert not ops.convert_to_numpy(layer(inputs)).any()
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    added = ops.convert_to_numpy(layer(inputs))
+    assert added.shape == layer.compute_output_shape((features.shape, (6, 2)))
+    assert not added[:3].any()
+    assert added[3:].all()
+
+
+def test_saved_with_what_is_known_of_missing_bands(tmp_path):
+    """A saved model says the same of galaxies that lack a band."""
+    galaxies, _ = make_colours(64, 1)
+    vae = make_vae((9, 9, 3), band_dropout=0.5)
+    vae.compile(keras.optimizers.Adam(1e-2))
+    vae.fit(galaxies, epochs=2, batch_size=16, verbose=0)
+    galaxies["mask"] = np.zeros(galaxies["image"].shape, bool)
+    galaxies["mask"][..., 1] = True
+    vae.save_preset(tmp_path / "model")
+    other = VAE.from_preset(tmp_path / "model")
+    assert_allclose(other.encode(galaxies), vae.encode(galaxies), atol=1e-6)

@@ -1,0 +1,90 @@
+"""Tests of models of aligned galaxies that are put before observed ones."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from numpy.testing import assert_allclose
+
+from astrovae.images import CutoutStack, align, measure_pose
+from astrovae.layers import MixturePrior
+from astrovae.models import (
+    VAE,
+    CorrelatedGaussianLikelihood,
+    DenseDecoder,
+    DenseEncoder,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(stack):
+    """Galaxies with a pose, and a model of the same, aligned."""
+    posed = measure_pose(stack)
+    aligned = align(posed, shape=(24, 22))
+    model = VAE(
+        aligned.image_shape,
+        latent_dim=3,
+        encoder=DenseEncoder((16,)),
+        decoder=DenseDecoder((24, 22, 4), (16,)),
+        prior=MixturePrior(2, 3, seed=1),
+        side_inputs="bands",
+        band_dropout=0.3,
+        seed=1,
+    )
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(aligned, epochs=2, batch_size=20, verbose=0)
+    return posed, model
+
+
+def test_networks_are_the_same(trained):
+    """It says of galaxies what the other says of the same ones, aligned."""
+    posed, model = trained
+    vae = model.with_pose(posed)
+    assert vae.pose
+    assert vae.canvas_shape == (24, 22)
+    assert vae.image_shape == posed.image_shape
+    assert vae.preprocessing == posed.preprocessing
+    seen = posed[~posed.mask.all(axis=(1, 2, 3))]
+    batch = seen.batch(np.arange(len(seen)))
+    turned = vae.to_aligned((batch["image"], batch["pose"][:, :4]))
+    expected = model.encode(ops.convert_to_numpy(turned))
+    assert_allclose(vae.encode(seen), expected, atol=1e-3)
+    z = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
+    assert_allclose(vae.decode(z)["mean"], model.decode(z)["mean"], atol=1e-5)
+    one, other = (
+        ops.convert_to_numpy(part.prior.log_prob(ops.convert_to_tensor(z)))
+        for part in (model, vae)
+    )
+    assert_allclose(one, other, atol=1e-6)
+
+
+def test_weights_are_copies_and_calibrations_stay(trained):
+    """Training it changes nothing of the model that it came from."""
+    posed, model = trained
+    before = [np.array(w) for w in model.get_weights()]
+    likelihood = CorrelatedGaussianLikelihood(np.ones((1, 1)), learn_variance=True)
+    model.latent_temperature = 2.0
+    vae = model.with_pose(posed, likelihood=likelihood)
+    assert vae.likelihood is likelihood
+    assert model.likelihood is not likelihood
+    assert (vae.latent_temperature == 1.0).all()
+    assert (model.latent_temperature == 2.0).all()
+    model.latent_temperature = None
+    vae.compile(keras.optimizers.Adam(1e-2))
+    scale = vae.scale
+    vae.fit(posed, epochs=1, batch_size=20, verbose=0)
+    assert_allclose(vae.scale, scale)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_misuse(trained):
+    """A second pose, other bands, and galaxies that do not fit are refused."""
+    posed, model = trained
+    with pytest.raises(ValueError, match="has pose=True already"):
+        model.with_pose(posed).with_pose(posed)
+    single = CutoutStack(posed.data[..., :1], bands=["g"])
+    with pytest.raises(ValueError, match="of 2 bands, and the galaxies have 1"):
+        model.with_pose(single)
+    with pytest.raises(ValueError, match="canvas_shape"):
+        model.with_pose(CutoutStack(np.ones((2, 40, 40, 2))))
