@@ -35,6 +35,7 @@ import _candels
 import keras
 import numpy as np
 from astropy.table import Table, vstack
+from sklearn.ensemble import HistGradientBoostingRegressor
 
 from astrovae._progress import progress_bar
 from astrovae.baselines import SersicFit
@@ -54,8 +55,11 @@ VALIDATION = 0.1
 BAND = "F160W"
 BATCH_SIZE = 128
 BAND_DROPOUT = 0.2
-# pixels, in which imputed fluxes are compared
+# pixels, in which imputed fluxes are compared, and from which others predict them
 APERTURE = 6.0
+APERTURES = (1.5, 3.0, 4.5, 6.0, 8.0, 11.0)
+# pixels, from the middle to the centre of a fit
+MAX_OFFSET = 5.0
 SAMPLES = 16
 IMPUTED = "F814W"
 MAG_BINS = 5
@@ -244,9 +248,12 @@ def generate(flow, table, normalized, like, seed):
 def parametric(like, rho, seed):
     """Sersic profiles fitted to the galaxies that are given, with noise like theirs."""
     fit = SersicFit().fit(like)
+    ny, nx, _ = like.image_shape
+    # fits of a neighbour or of an artefact are not held against profiles
+    away = np.hypot(fit.x_ - (nx - 1) / 2, fit.y_ - (ny - 1) / 2) > MAX_OFFSET
     properties = Table(
         {
-            "flux": fit.flux_,
+            "flux": np.where(away[:, None], np.nan, fit.flux_),
             "half_light_radius": fit.r_eff_,
             "sersic_index": fit.n_,
             "axis_ratio": fit.axis_ratio_,
@@ -295,7 +302,46 @@ def color_shifts(real, made, table):
     return np.array(shifts), np.array(sigmas)
 
 
-def imputation(model, normalized, rho, band):
+def within(stack, radius):
+    """Pixels around the middle of the stamps."""
+    ny, nx, _ = stack.image_shape
+    y, x = np.indices((ny, nx))
+    return np.hypot(x - (nx - 1) / 2, y - (ny - 1) / 2) <= radius
+
+
+def reconstructed_colors(model, normalized):
+    """By how much colours of what is painted differ from those that were measured."""
+    inside = within(normalized, APERTURE)
+    painted = model.reconstruct(normalized)["mean"]
+    ratio = painted[:, inside].sum(axis=1) / normalized.data[:, inside].sum(axis=1)
+    plane = normalized.bands.index(reference(normalized))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        steps = -2.5 * np.log10(ratio / ratio[:, plane, None])
+    return {
+        f"colour_bias_{band}": float(np.nanmedian(steps[:, index]))
+        for index, band in enumerate(normalized.bands)
+        if index != plane
+    }
+
+
+def regression(known, normalized, band):
+    """Error of the flux of a band by gradient boosting of those of other bands."""
+    plane, inside = normalized.bands.index(band), within(normalized, APERTURE)
+
+    def features(stack):
+        light = [stack.data[:, within(stack, r)].sum(axis=1) for r in APERTURES]
+        found = np.concatenate([*light, stack.error[:, 0, 0]], axis=1)
+        return np.delete(found, np.s_[plane :: len(stack.bands)], axis=1)
+
+    def flux(stack):
+        return stack.data[..., plane][:, inside].sum(axis=1)
+
+    peer = HistGradientBoostingRegressor(loss="absolute_error", random_state=0)
+    guess = peer.fit(features(known), flux(known)).predict(features(normalized))
+    return float(np.median(np.abs(guess / flux(normalized) - 1)))
+
+
+def imputation(model, known, normalized, rho, band):
     """Flux of a blanked band, relative to what was measured, and how sure it is."""
     plane = normalized.bands.index(band)
     mask = np.zeros(normalized.data.shape, bool)
@@ -304,22 +350,22 @@ def imputation(model, normalized, rho, band):
         normalized.replace(mask=mask), aperture=APERTURE, num_samples=SAMPLES
     )
     ny, nx, _ = normalized.image_shape
-    y, x = np.indices((ny, nx))
-    inside = np.hypot(x - (nx - 1) / 2, y - (ny - 1) / 2) <= APERTURE
+    inside = within(normalized, APERTURE)
     measured = normalized.data[..., plane][:, inside].sum(axis=1)
     # of the measurement itself: the noise of an aperture that is correlated
     lags = np.fft.irfft2(np.abs(np.fft.rfft2(inside, (2 * ny, 2 * nx))) ** 2)
     half = rho.shape[0] // 2
     pairs = np.roll(lags, (half, half), axis=(0, 1))[: 2 * half + 1, : 2 * half + 1]
-    known = normalized.error[:, 0, 0, plane] * np.sqrt((pairs * rho[..., plane]).sum())
+    noise = normalized.error[:, 0, 0, plane] * np.sqrt((pairs * rho[..., plane]).sum())
     step = found["flux"][:, plane] - measured
-    sigma = np.hypot(found["flux_std"][:, plane], known)
+    sigma = np.hypot(found["flux_std"][:, plane], noise)
     suffix = "" if band == IMPUTED else f"_{band}"
     return {
         f"impute_flux_error{suffix}": float(np.median(np.abs(step / measured))),
         f"impute_flux_bias{suffix}": float(np.median(step / measured)),
-        f"impute_noise{suffix}": float(np.median(known / np.abs(measured))),
+        f"impute_noise{suffix}": float(np.median(noise / np.abs(measured))),
         f"impute_coverage{suffix}": float(np.mean(np.abs(step) < sigma)),
+        f"impute_flux_error_regression{suffix}": regression(known, normalized, band),
     }
 
 
@@ -418,20 +464,32 @@ def prepare(stack, truth):
     return stack, table, measure_pose(normalize(stack, flux_of(table)))
 
 
+def without_bands(stack, options):
+    """Blank a band of some galaxies, another one each time, but not the reference."""
+    rng = np.random.default_rng(options.seed + 3)
+    others = [i for i, band in enumerate(stack.bands) if band != reference(stack)]
+    rows = np.flatnonzero(rng.random(len(stack)) < options.incomplete)
+    mask = stack.mask.copy()
+    mask[rows, ..., rng.choice(others, len(rows))] = True
+    return measure_pose(stack.replace(mask=mask, pose=None, steps=stack.steps[:-1]))
+
+
 def run(options):
     """Train, generate and compare."""
     parts, rho = split(options)
-    real, table, normalized = prepare(*parts[2])
+    sets = [prepare(*part) for part in parts]
+    (*_, seen), (real, table, normalized) = sets[0], sets[2]
     start = time.perf_counter()
     if options.model:
         flow = LatentFlow.from_preset(options.model / "flow")
         known = Table.read(options.model / "training.ecsv")
     else:
-        sets = [prepare(*part) for part in parts[:2]]
+        if options.incomplete:
+            sets[0] = (*sets[0][:2], without_bands(seen, options))
         if rho is None:
             rho = _candels.noise_correlation(sets[0][0])
         start = time.perf_counter()
-        flow = train(sets, rho, options)
+        flow = train(sets[:2], rho, options)
         known = sets[0][0]
     model, seconds = flow.vae, time.perf_counter() - start
     rho = model.likelihood.correlation
@@ -446,7 +504,8 @@ def run(options):
         result |= true_slopes(real, table)
     if len(real.bands) > 1:
         for band in real.bands:
-            result |= imputation(model, normalized, rho, band)
+            result |= imputation(model, seen, normalized, rho, band)
+        result |= reconstructed_colors(model, normalized)
     result |= {
         "n_train": len(known),
         "n_test": len(real),
@@ -487,6 +546,12 @@ def main():
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--flow-passes", type=int, default=60)
     parser.add_argument("--fraction", type=float, default=1.0)
+    parser.add_argument(
+        "--incomplete",
+        type=float,
+        default=0.0,
+        help="share of the training galaxies that lack a band",
+    )
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
