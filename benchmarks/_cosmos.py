@@ -9,11 +9,13 @@ from numpy.random import default_rng
 
 from astrovae._progress import progress_bar
 from astrovae.diagnostics import measure_galaxies
-from astrovae.images import CutoutStack
+from astrovae.images import CutoutStack, read_galsim_catalog
 
 # of 100 galaxies there are parametric fits, which GalSim draws
 CATALOG = "real_galaxy_catalog_23.5_example.fits"
 NOISE = "acs_I_unrot_sci_20_cf.fits"
+# of others there are images
+IMAGES = "real_galaxy_catalog_26_extension_example.fits"
 BAND = "F814W"
 PIXEL_SCALE = 0.03
 SHAPE = (64, 64)
@@ -69,6 +71,12 @@ def make(folder, number, seed):
         pixel_scale=PIXEL_SCALE,
     )
     return stack, measure_galaxies(stack.replace(data=clean)), rho[..., None]
+
+
+def read_real(folder):
+    """Images of real galaxies, none of which is among those that `make` draws from."""
+    # whose PSF is as good as that of all others
+    return read_galsim_catalog(folder / IMAGES, shape=SHAPE).replace(psf=None)
 
 
 def read_psfs(folder, table):

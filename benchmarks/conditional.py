@@ -23,7 +23,8 @@ With ``--cosmos FOLDER`` in place of the files, galaxies are simulated, from par
 fits to real ones with their PSFs and correlated noise, and asked for by what is true:
 measured before the noise. They are held out by the galaxy that was fitted. The folder
 holds `real_galaxy_catalog_23.5_example.fits` of GalSim, what belongs to it, and its
-``acs_I_unrot_sci_20_cf.fits``.
+``acs_I_unrot_sci_20_cf.fits``; and, for reconstructions,
+`real_galaxy_catalog_26_extension_example.fits` with the images of real galaxies.
 """
 
 import argparse
@@ -49,6 +50,7 @@ from astrovae.models import (
     GaussianLikelihood,
     LatentFlow,
 )
+from astrovae.plotting import plot_reconstructions
 
 HELD_OUT = 0.2
 VALIDATION = 0.1
@@ -60,6 +62,8 @@ APERTURE = 6.0
 APERTURES = (1.5, 3.0, 4.5, 6.0, 8.0, 11.0)
 # pixels, from the middle to the centre of a fit
 MAX_OFFSET = 5.0
+# pixels, in which residuals of real galaxies are compared with their noise
+REAL_APERTURE = 12.0
 SAMPLES = 16
 IMPUTED = "F814W"
 MAG_BINS = 5
@@ -422,6 +426,30 @@ def true_slopes(real, table):
     return {key: slopes[name] for name, key in names.items()}
 
 
+def real_residuals(model, options):
+    """Chi squared per pixel of real galaxies that were never trained on."""
+    import _cosmos
+
+    stack = _cosmos.read_real(options.cosmos)
+    *_, normalized = prepare(stack, None)
+    painted = model.reconstruct(normalized)["mean"]
+    inside = within(normalized, REAL_APERTURE)[..., None] & ~normalized.mask
+    planes = {
+        "real_chi2": normalized.data - painted,
+        "real_chi2_image": normalized.data,
+    }
+    found = {"n_real": len(normalized)}
+    for key, light in planes.items():
+        squares = np.where(inside, light / normalized.error, 0.0) ** 2
+        chi2 = squares.sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3))
+        found[key] = float(np.median(chi2))
+        found[f"{key}_p84"] = float(np.quantile(chi2, 0.84))
+    if options.output:
+        figure = plot_reconstructions(normalized, model, n_galaxies=12)
+        figure.savefig(options.output / "real.png", dpi=100)
+    return found
+
+
 def split(options):
     """Galaxies to train on, to stop by and to test on, what is true, and the noise."""
     truth = rho = test = None
@@ -501,7 +529,7 @@ def run(options):
     other = parametric(real, rho, options.seed)
     result, measured = compare(real, made, other, table, known)
     if options.cosmos:
-        result |= true_slopes(real, table)
+        result |= true_slopes(real, table) | real_residuals(model, options)
     if len(real.bands) > 1:
         for band in real.bands:
             result |= imputation(model, seen, normalized, rho, band)
