@@ -60,8 +60,6 @@ BAND_DROPOUT = 0.2
 # pixels, in which imputed fluxes are compared, and from which others predict them
 APERTURE = 6.0
 APERTURES = (1.5, 3.0, 4.5, 6.0, 8.0, 11.0)
-# pixels, from the middle to the centre of a fit
-MAX_OFFSET = 5.0
 # pixels, in which residuals of real galaxies are compared with their noise
 REAL_APERTURE = 12.0
 SAMPLES = 16
@@ -252,12 +250,9 @@ def generate(flow, table, normalized, like, seed):
 def parametric(like, rho, seed):
     """Sersic profiles fitted to the galaxies that are given, with noise like theirs."""
     fit = SersicFit().fit(like)
-    ny, nx, _ = like.image_shape
-    # fits of a neighbour or of an artefact are not held against profiles
-    away = np.hypot(fit.x_ - (nx - 1) / 2, fit.y_ - (ny - 1) / 2) > MAX_OFFSET
     properties = Table(
         {
-            "flux": np.where(away[:, None], np.nan, fit.flux_),
+            "flux": fit.flux_,
             "half_light_radius": fit.r_eff_,
             "sersic_index": fit.n_,
             "axis_ratio": fit.axis_ratio_,
