@@ -440,7 +440,7 @@ def real_residuals(model, options):
         found[key] = float(np.median(chi2))
         found[f"{key}_p84"] = float(np.quantile(chi2, 0.84))
     if options.output:
-        figure = plot_reconstructions(normalized, model, n_galaxies=12)
+        figure = plot_reconstructions(normalized, model, n_galaxies=8)
         figure.savefig(options.output / "real.png", dpi=100)
     return found
 
