@@ -21,7 +21,8 @@ nothing, but compares what an earlier run with ``--output FOLDER`` has trained.
 
 With ``--cosmos FOLDER`` in place of the files, galaxies are simulated, from parametric
 fits to real ones with their PSFs and correlated noise, and asked for by what is true:
-measured before the noise. They are held out by the galaxy that was fitted. The folder
+measured before the noise. They are held out by the galaxy that was fitted, but for
+``--validate``. The folder
 holds `real_galaxy_catalog_23.5_example.fits` of GalSim, what belongs to it, and its
 ``acs_I_unrot_sci_20_cf.fits``; and, for reconstructions,
 `real_galaxy_catalog_26_extension_example.fits` with the images of real galaxies.
@@ -65,6 +66,8 @@ REAL_APERTURE = 12.0
 SAMPLES = 16
 IMPUTED = "F814W"
 MAG_BINS = 5
+# which tells the galaxies that a model was trained on
+SPLIT = "split.json"
 
 
 # ---------------------------------------------------------------------------
@@ -425,6 +428,8 @@ def real_residuals(model, options):
     """Chi squared per pixel of real galaxies that were never trained on."""
     import _cosmos
 
+    if not (options.cosmos / _cosmos.IMAGES).exists():
+        return {}
     stack = _cosmos.read_real(options.cosmos)
     *_, normalized = prepare(stack, None)
     painted = model.reconstruct(normalized)["mean"]
@@ -487,10 +492,26 @@ def prepare(stack, truth):
     return stack, table, measure_pose(normalize(stack, flux_of(table)))
 
 
+def split_of(options):
+    """What decides which galaxies are trained on."""
+    return {name: getattr(options, name) for name in ("seed", "fraction", "number")}
+
+
+def check_split(options):
+    """Refuse a model that was trained on what is held out now."""
+    expected = json.loads((options.model / SPLIT).read_text("utf-8"))
+    if expected != split_of(options):
+        msg = f"the model was trained with {expected}, got {split_of(options)}."
+        raise SystemExit(msg)
+
+
 def without_bands(stack, options):
     """Blank a band of some galaxies, another one each time, but not the reference."""
     rng = np.random.default_rng(options.seed + 3)
     others = [i for i, band in enumerate(stack.bands) if band != reference(stack)]
+    if not others:
+        msg = "--incomplete needs galaxies of several bands."
+        raise SystemExit(msg)
     rows = np.flatnonzero(rng.random(len(stack)) < options.incomplete)
     mask = stack.mask.copy()
     mask[rows, ..., rng.choice(others, len(rows))] = True
@@ -504,8 +525,8 @@ def run(options):
     (*_, seen), (real, table, normalized) = sets[0], sets[2]
     start = time.perf_counter()
     if options.model:
+        check_split(options)
         flow = LatentFlow.from_preset(options.model / "flow")
-        known = Table.read(options.model / "training.ecsv")
     else:
         if options.incomplete:
             sets[0] = (*sets[0][:2], without_bands(seen, options))
@@ -513,24 +534,25 @@ def run(options):
             rho = _candels.noise_correlation(sets[0][0])
         start = time.perf_counter()
         flow = train(sets[:2], rho, options)
-        known = sets[0][0]
     model, seconds = flow.vae, time.perf_counter() - start
     rho = model.likelihood.correlation
     print(f"ready after {seconds:.0f} s", flush=True)
     if options.output:
-        options.output.mkdir(exist_ok=True)
+        options.output.mkdir(parents=True, exist_ok=True)
         flow.save_preset(options.output / "flow", overwrite=True)
+        (options.output / SPLIT).write_text(json.dumps(split_of(options)), "utf-8")
     made = generate(flow, table, normalized, real, options.seed)
     other = parametric(real, rho, options.seed)
-    result, measured = compare(real, made, other, table, known)
+    result, measured = compare(real, made, other, table, sets[0][0])
     if options.cosmos:
         result |= true_slopes(real, table) | real_residuals(model, options)
     if len(real.bands) > 1:
-        for band in real.bands:
+        # not of the one whose flux the others are divided by
+        for band in [b for b in real.bands if b != reference(real)]:
             result |= imputation(model, seen, normalized, rho, band)
         result |= reconstructed_colors(model, normalized)
     result |= {
-        "n_train": len(known),
+        "n_train": len(seen),
         "n_test": len(real),
         "latent_dim": model.latent_dim,
         "variance_factor": model.variance_factor,
@@ -580,6 +602,8 @@ def main():
     options = parser.parse_args()
     if not options.cosmos and not (options.train and options.test):
         parser.error("give --train FILE and --test FILE, or --cosmos FOLDER")
+    if options.incomplete and (options.cosmos or options.model):
+        parser.error("--incomplete is for training on several bands of --train FILE")
     keras.utils.set_random_seed(options.seed)
     result = run(options)
     for name, value in result.items():

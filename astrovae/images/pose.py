@@ -313,9 +313,10 @@ def align(stack, *, shape=None, order=3, show_progress=False):
     """
     Turn galaxies so that their major axes lie along x and brighter sides at +x, +y.
 
-    For galleries and principal components. A `~astrovae.models.VAE` that is
-    given the pose needs no aligned images: it leaves the pixels and their
-    noise alone.
+    For galleries, principal components, and to train a `~astrovae.models.VAE` fast,
+    which `~astrovae.models.VAE.with_pose` then puts before the galaxies as they were
+    observed. One with a pose needs no aligned images: it leaves the pixels and
+    their noise alone.
 
     Parameters
     ----------

@@ -19,6 +19,7 @@ from astrovae.models._masks import (
 from astrovae.models._missing import BandDropout, MissingBands
 from astrovae.models._observation import Observation, with_variance
 from astrovae.models._planes import SIDE_INPUTS, Planes
+from astrovae.models._posed import posed_model
 from astrovae.models._posteriors import POSTERIORS, choose
 from astrovae.models._regularizers import REGULARIZERS, check_regularizers
 from astrovae.models._stretches import as_config, as_stretch
@@ -578,22 +579,29 @@ class VAE(LatentModel):
         Parameters
         ----------
         like : `~astrovae.images.CutoutStack`
-            Galaxies as observed: the model is for images of their shape and
-            preparation.
+            Galaxies with a pose, before they were aligned: the model is for images
+            of their shape and preparation.
         likelihood : `Likelihood`, optional
-            Scatter of observed pixels, by default as in this model.
+            Scatter of observed pixels, by default as in this model. It must read the
+            maps of the decoder in the same way.
 
         Returns
         -------
         vae : `VAE`
-            Its weights are copies of those of this model. It is neither compiled nor
-            calibrated.
+            Its weights are copies of those of this model, image scale and noise level
+            among them; ``beta`` and free bits are what they are now. It is neither
+            compiled nor calibrated.
 
         Raises
         ------
+        PreprocessingError
+            If the galaxies were prepared in another way, but for the alignment.
+        TypeError
+            If ``like`` is no stack.
         ValueError
-            If this model has a pose already, or the images have other bands or do not
-            fit into its frame.
+            If this model has a pose already, or met no galaxies; if the images have
+            no pose, other bands, or do not fit into its frame; or if the likelihood
+            has another number of maps or another transform.
 
         Examples
         --------
@@ -610,30 +618,7 @@ class VAE(LatentModel):
         >>> vae.reconstruct(stack)["mean"].shape == stack.data.shape
         True
         """
-        shape = tuple(like.image_shape)
-        if self.pose:
-            msg = "this model has pose=True already: it is one of observed galaxies."
-            raise ValueError(msg)
-        if shape[2] != self.image_shape[2]:
-            msg = (
-                f"the model is of {self.image_shape[2]} bands, and the galaxies have "
-                f"{shape[2]}."
-            )
-            raise ValueError(msg)
-        config = self.get_config() | {
-            "image_shape": shape,
-            "pose": True,
-            "canvas_shape": self.image_shape[:2],
-            "preprocessing": like.preprocessing,
-            "latent_temperature": None,
-            "imputation_factor": None,
-        }
-        if likelihood is not None:
-            config["likelihood"] = likelihood
-        vae = type(self).from_config(config)
-        vae.set_weights(self.get_weights())
-        vae._variance_factor.assign(1.0)
-        return vae
+        return posed_model(self, like, likelihood)
 
     # ------------------------------------------------------------------
     # saving

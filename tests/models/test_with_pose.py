@@ -6,6 +6,8 @@ import pytest
 from keras import ops
 from numpy.testing import assert_allclose
 
+from astrovae.datasets import make_galaxies
+from astrovae.exceptions import PreprocessingError
 from astrovae.images import CutoutStack, align, measure_pose
 from astrovae.layers import MixturePrior
 from astrovae.models import (
@@ -13,6 +15,9 @@ from astrovae.models import (
     CorrelatedGaussianLikelihood,
     DenseDecoder,
     DenseEncoder,
+    EigenDecoder,
+    EigenEncoder,
+    GaussianLikelihood,
 )
 
 
@@ -78,13 +83,63 @@ def test_weights_are_copies_and_calibrations_stay(trained):
         np.testing.assert_array_equal(one, other)
 
 
-def test_misuse(trained):
-    """A second pose, other bands, and galaxies that do not fit are refused."""
+def test_components_and_frozen_weights(trained):
+    """Components are not looked for again; what is frozen stays so."""
+    posed, _ = trained
+    aligned = align(posed, shape=(24, 22))
+    size = {"num_components": 6, "hidden_units": (8,)}
+    model = VAE(
+        aligned.image_shape,
+        latent_dim=2,
+        encoder=EigenEncoder(**size),
+        decoder=EigenDecoder((24, 22, 4), **size),
+        seed=1,
+    )
+    model.adapt(aligned)
+    model.encoder.trainable = False
+    vae = model.with_pose(posed)
+    z = np.eye(2, dtype="float32")
+    assert_allclose(vae.decode(z)["mean"], model.decode(z)["mean"], atol=1e-6)
+    before = [np.array(w) for w in vae.encoder.get_weights()]
+    basis = np.array(vae.decoder.basis)
+    vae.compile()
+    vae.fit(posed, verbose=0)
+    np.testing.assert_array_equal(np.array(vae.decoder.basis), basis)
+    for one, other in zip(before, vae.encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_misuse(trained, stack):
+    """What would silently be another model is refused."""
     posed, model = trained
     with pytest.raises(ValueError, match="has pose=True already"):
         model.with_pose(posed).with_pose(posed)
-    single = CutoutStack(posed.data[..., :1], bands=["g"])
+    with pytest.raises(TypeError, match="needs a CutoutStack, got ndarray"):
+        model.with_pose(posed.data)
+    with pytest.raises(ValueError, match="have no pose: call stack = measure_pose"):
+        model.with_pose(stack)
+    single = measure_pose(CutoutStack(posed.data[..., :1], bands=["g"]))
     with pytest.raises(ValueError, match="of 2 bands, and the galaxies have 1"):
         model.with_pose(single)
+    for change in (
+        {"bands": ("r", "g")},
+        {"pixel_scale": 99.0},
+        {"steps": posed.steps + posed.steps},
+    ):
+        with pytest.raises(PreprocessingError):
+            model.with_pose(posed.replace(**change))
+    with pytest.raises(ValueError, match="'transform': 'softplus'}, now"):
+        model.with_pose(posed, likelihood=GaussianLikelihood(transform="exp"))
+    large = make_galaxies(3, shape=40, bands=("g", "r"), seed=1)[1]
     with pytest.raises(ValueError, match="canvas_shape"):
-        model.with_pose(CutoutStack(np.ones((2, 40, 40, 2))))
+        model.with_pose(measure_pose(large))
+
+
+def test_models_without_a_frame_for_a_pose(stack):
+    """Those that nobody has trained, and those that paint beyond the edges."""
+    posed = measure_pose(stack)
+    with pytest.raises(ValueError, match="met no galaxies yet: call fit, or adapt"):
+        VAE((24, 24, 2)).with_pose(posed)
+    beyond = VAE((16, 16, 2), psf=True, canvas_shape=(20, 20))
+    with pytest.raises(ValueError, match="pixels behind a PSF for images"):
+        beyond.with_pose(posed)
