@@ -256,7 +256,9 @@ def image_grid(images, row_labels, captions, *, title, note="", scales=None):
     scales = scales or {}
     n_rows, n = len(images), len(captions)
     bar_width = 0.8 if scales else 0.0
-    size = min((WIDTH - _LEFT - _MARGIN - bar_width) / n - _PAD, 1.8)
+    size = (WIDTH - _LEFT - _MARGIN - bar_width) / n - _PAD
+    # of many, the figure becomes wider, so that names and scales have room
+    size = min(max(size, 0.9), 1.8)
     height = size * images[0].shape[1] / images[0].shape[2]
     bottom = 0.14 + 0.15 * (1 + captions[0].count("\n"))
     # one or two galaxies still leave room for the title
