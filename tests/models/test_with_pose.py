@@ -138,7 +138,7 @@ def test_misuse(trained, stack):
 def test_models_without_a_frame_for_a_pose(stack):
     """Those that nobody has trained, and those that paint beyond the edges."""
     posed = measure_pose(stack)
-    with pytest.raises(ValueError, match="met no galaxies yet: call fit, or adapt"):
+    with pytest.raises(ValueError, match="met no galaxies yet: call fit or adapt"):
         VAE((24, 24, 2)).with_pose(posed)
     beyond = VAE((16, 16, 2), psf=True, canvas_shape=(20, 20))
     with pytest.raises(ValueError, match="pixels behind a PSF for images"):
