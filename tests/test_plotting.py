@@ -2,6 +2,7 @@
 """Figures show what they say, and leave the state of matplotlib alone."""
 
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
+from matplotlib import legend
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
@@ -138,6 +140,15 @@ def test_figures_for_any_bands(rng, n_bands, error):
     for figure in all_figures(stack, rng, n_bands).values():
         render(figure)
     assert dict(mpl.rcParams) == before
+
+
+def test_no_warning_on_slow_machines(rng, monkeypatch):
+    """Where a look at the clock takes seconds, matplotlib finds legends slow."""
+    clock = SimpleNamespace(perf_counter=itertools.count(0, 10).__next__)
+    monkeypatch.setattr(legend, "time", clock)
+    for figure in all_figures(make_stack(rng), rng, 1).values():
+        render(figure)
+    assert clock.perf_counter() > 10
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

@@ -191,7 +191,7 @@ r = np.linspace(0, 0.5, 200)
 rayleigh = len(separation) * 0.025 * r / 0.01 * np.exp(-0.5 * r**2 / 0.01)
 ax.plot(r, rayleigh, color="#D55E00", label="scatter of 0.1 arcsec")
 ax.set(xlabel="separation / arcsec", ylabel="galaxies", xlim=(0, 0.5))
-legend = ax.legend(frameon=False)
+legend = ax.legend(loc="upper right", frameon=False)
 
 # %%
 # What the latents know

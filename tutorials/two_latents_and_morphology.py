@@ -440,7 +440,7 @@ for ax, name in zip(axes, properties):
         ax.errorbar(np.arange(1, 6) + shift, means, errors, fmt="o", color=color, ms=4)
         ax.plot([], [], "o", color=color, ms=4, label=names[prefix])
     ax.set(xlabel="fifth of the galaxies", ylabel=f"mean {name}", xticks=range(1, 6))
-legend = axes[0].legend(frameon=False)
+legend = axes[0].legend(loc="best", frameon=False)
 
 # %%
 # Latents against principal components

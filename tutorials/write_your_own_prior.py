@@ -268,7 +268,7 @@ for name, color, level in (("normal", "#0072B2", -2), ("Student's t", "#D55E00",
     left.plot(distance[name][is_merger], marks, "|", color=color)
 left.set(xlabel="distance / median", ylabel="price / nats", ylim=(-6, 40))
 left.set_title("Price of a latent, and where mergers are")
-left.legend(frameon=False)
+left.legend(loc="upper left", frameon=False)
 for rows, label, color in (
     (~is_merger, "single", "#9AA5B1"),
     (is_merger, "merger", "#D55E00"),
@@ -280,7 +280,7 @@ right.axhline(0, color="black", linewidth=0.8)
 right.set_yscale("symlog", linthresh=20)
 right.set(xlabel="distance / median (Student's t)", ylabel="gain in ELBO / nats")
 right.set_title("Student's t against normal")
-legend = right.legend(frameon=False)
+legend = right.legend(loc="best", frameon=False)
 
 # %%
 # Some of the mergers, and the residuals of both models in units of the noise:

@@ -294,3 +294,9 @@ def image_grid(images, row_labels, captions, *, title, note="", scales=None):
 def tidy(ax):
     """Leave away the frame where there is no scale."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(ax, **kwargs):
+    """Say what the marks are, where they leave room."""
+    # unless asked for it, matplotlib warns when its search for room takes a second
+    ax.legend(loc="best", frameon=False, **kwargs)

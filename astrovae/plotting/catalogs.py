@@ -17,6 +17,7 @@ from astrovae.plotting._display import (
     SMALL,
     WIDTH,
     add_axes,
+    add_legend,
     check_rgb,
     headed_figure,
     limits,
@@ -272,7 +273,7 @@ def _error_panel(ax, values, held_out, edges, *, legend=False):
         )
         ax.set_ylabel("galaxies per bin")
         ax.set_ymargin(0.12)
-        ax.legend(frameon=False, fontsize=SMALL)
+        add_legend(ax, fontsize=SMALL)
         for text, side in (("model better  ", "right"), ("  Gaussian better", "left")):
             where = ax.get_xaxis_transform()
             style = {"color": ORANGE, "fontsize": SMALL}
@@ -340,7 +341,7 @@ def plot_win_rates(rates, *, bands=None):
     axes[0].set_yticks(range(len(order)), order, fontsize=SMALL)
     axes[0].set_ylim(len(order) - 0.4, -0.6)
     if len(models) > 1:
-        axes[0].legend(frameon=False, fontsize=SMALL)
+        add_legend(axes[0], fontsize=SMALL)
     figure.suptitle(
         f"Win rates of {' and '.join(_MODEL_NAMES.get(m, m) for m in models)}",
         x=0.1 / WIDTH,
@@ -450,7 +451,7 @@ def plot_history(history):
     _frame(ax, values[np.isfinite(values)])
     ax.set(xlabel="epoch", ylabel="loss per galaxy [nats]")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
+    add_legend(ax)
     ax.set_title("Loss in training", loc="left", fontsize=12, fontweight="bold")
     tidy(ax)
     return figure
