@@ -333,9 +333,10 @@ def align(stack, *, shape=None, order=3, show_progress=False):
     Returns
     -------
     stack : `~astrovae.images.CutoutStack`
-        Aligned cutouts, without PSF and pose. Pixels that need a masked one,
-        or one beyond the edge, are masked. Errors are interpolated as well;
-        that noise is correlated between pixels now, they do not say.
+        Aligned cutouts, without pose; a PSF is turned with its galaxy. Pixels
+        that need a masked one, or one beyond the edge, are masked. Errors are
+        interpolated as well; that noise is correlated between pixels now, they
+        do not say.
 
     Raises
     ------
@@ -384,7 +385,27 @@ def align(stack, *, shape=None, order=3, show_progress=False):
                 out["segmentation"][row] = np.where(frame.outside, 0, labels)
             advance(1)
     step = {"name": "align", "parameters": {"shape": list(shape), "order": order}}
-    return stack.replace(psf=None, pose=None, steps=(*stack.steps, step), **out)
+    out["psf"] = _turned_psf(stack, order)
+    return stack.replace(pose=None, steps=(*stack.steps, step), **out)
+
+
+def _turned_psf(stack, order):
+    """PSFs as in the aligned frame, about their middle and of the same sum."""
+    if stack.psf is None or not len(stack):
+        return stack.psf
+    size = stack.psf.shape[1:3]
+    psf = np.zeros((len(stack), *stack.psf.shape[1:]), np.float32)
+    turn = stack.pose.copy()
+    turn["x"] = turn["y"] = 0
+    for row, pose in enumerate(turn):
+        frame = _Frame(pose, size, size)
+        original = stack.psf[row if len(stack.psf) > 1 else 0]
+        for band, plane in enumerate(np.moveaxis(original, -1, 0)):
+            turned = np.where(frame.outside, 0, frame.resample(plane, order))
+            total = turned.sum()
+            factor = plane.sum() / total if total else 1
+            psf[row, ..., band] = factor * turned
+    return psf
 
 
 def unalign(images, pose, *, shape=None, order=3):

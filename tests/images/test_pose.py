@@ -337,7 +337,7 @@ class TestAlign:
     def test_features_go_where_the_map_says(self, rng):
         pose = random_pose(rng, 12)
         points = [(0, 0, 10, 4.0, 2.5), (8, 0, 1, 2.0, 2.0), (0, 5, 2.0, 2.0, 2.0)]
-        stack = CutoutStack(blobs(pose, points), pose=pose, psf=np.ones((3, 3)) / 9)
+        stack = CutoutStack(blobs(pose, points), pose=pose)
         aligned = align(stack, shape=(27, 30))
         expected = blobs(np.array([IDENTITY]), points, shape=(27, 30))
         expected = np.broadcast_to(expected, (12, 27, 30))
@@ -352,6 +352,37 @@ class TestAlign:
         assert_allclose(back[middle], stack.data[middle], atol=0.05)
         flat = unalign(aligned.data[..., 0], pose, shape=(41, 44))
         assert_allclose(flat, back[..., 0], atol=1e-6)
+
+    def test_psfs_turn_with_their_galaxies(self, rng):
+        """About their middle, wherever the galaxy is, and of the same sum."""
+        pose, points = (
+            random_pose(rng, 12),
+            [(0, 0, 1, 3.5, 2.0), (3, 1, 0.3, 1.5, 1.5)],
+        )
+        centered = pose.copy()
+        centered[:, :2] = 0
+        psf = np.stack([blobs(centered, points, (31, 31))] * 2, axis=-1)
+        psf *= [1.0, 2.0]
+        psf[3, ..., 1] = np.nan
+        data = np.zeros((12, 9, 9, 2))
+        stack = CutoutStack(data, pose=pose, psf=psf)
+        before = stack.psf.copy()
+        aligned = align(stack, shape=11)
+        expected = blobs(np.array([IDENTITY]), points, (31, 31))
+        good = np.arange(12) != 3
+        assert_allclose(aligned.psf[..., 0], np.repeat(expected, 12, 0), atol=0.01)
+        assert_allclose(
+            aligned.psf[good, ..., 1], np.repeat(2 * expected, 11, 0), atol=0.02
+        )
+        total = aligned.psf[good].sum(axis=(1, 2))
+        assert_allclose(total, psf[good].sum(axis=(1, 2)), rtol=1e-5)
+        assert np.isnan(aligned.psf[3, ..., 1]).all()
+        assert_array_equal(stack.psf, before)
+        # the same for all galaxies, before: each has its own, after
+        shared = align(stack.replace(psf=psf[:1]), shape=11)
+        assert_allclose(shared.psf[0], aligned.psf[0], atol=1e-6)
+        assert shared.psf.shape == (12, 31, 31, 2)
+        assert align(stack[:0], shape=11).psf.shape == (0, 31, 31, 2)
 
     def test_identity(self, stack):
         """The identity changes nothing."""

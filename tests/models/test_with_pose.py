@@ -143,3 +143,38 @@ def test_models_without_a_frame_for_a_pose(stack):
     beyond = VAE((16, 16, 2), psf=True, canvas_shape=(20, 20))
     with pytest.raises(ValueError, match="pixels behind a PSF for images"):
         beyond.with_pose(posed)
+
+
+def test_psfs_turn_with_galaxies():
+    """What is blurred in the aligned frame is what is blurred where it was observed."""
+    _, stack = make_galaxies(60, shape=24, snr=(50, 100), seed=3)
+    x, y = np.meshgrid(np.arange(13) - 6, np.arange(13) - 6)
+    # long, and brighter on one side
+    psf = np.exp(-0.5 * ((x + y) ** 2 / 12 + (x - y) ** 2 / 3))
+    psf += 0.5 * np.exp(-0.5 * ((x - 2) ** 2 + (y - 1) ** 2) / 2)
+    posed = measure_pose(stack.replace(psf=psf / psf.sum()))
+    aligned = align(posed, shape=34)
+    sizes = {"num_components": 12, "hidden_units": (16,)}
+    model = VAE(
+        aligned.image_shape,
+        latent_dim=4,
+        encoder=EigenEncoder(**sizes),
+        decoder=EigenDecoder((34, 34, 2), **sizes),
+        psf=True,
+        seed=1,
+    )
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.fit(aligned, epochs=3, batch_size=20, verbose=0)
+    vae = model.with_pose(posed)
+    assert vae.psf
+    z = np.random.default_rng(1).normal(size=(60, 4)).astype("float32")
+    observed = vae.simulate(posed, z, noise=False)["image"]
+    expected = model.simulate(aligned, z, noise=False)["image"]
+    turned = align(posed.replace(data=observed, mask=None), shape=34)
+    seen = ~turned.mask
+    peak = expected.max()
+    assert_allclose(turned.data[seen], expected[seen], atol=0.02 * peak)
+    # it is the turn of the PSF that does it
+    still = aligned.replace(psf=posed.psf)
+    other = model.simulate(still, z, noise=False)["image"]
+    assert np.abs(other - expected)[seen].max() > 0.1 * peak
