@@ -9,6 +9,7 @@ type ``AstroVAEGalaxy`` with GalSim.
 import collections
 import os
 import sys
+import threading
 import warnings
 
 import astropy.units as u
@@ -29,6 +30,8 @@ _INTERPOLANT = "quintic"
 _SCALE_TOLERANCE = 1e-3
 # Images that a catalogue keeps, in bytes; the last batch in any case.
 _MAX_KEPT = 256 * 2**20
+# GalSim asks for galaxies of several processes by as many threads of one
+_painting = threading.Lock()
 
 
 def to_galsim(
@@ -363,7 +366,8 @@ class GalaxyCatalog:
             msg = f"index={index} is not within 0 ... {len(self._table) - 1}."
             raise IndexError(msg)
         number, row = divmod(index, self._batch_size)
-        stack = self._batch(number)
+        with _painting:
+            stack = self._batch(number)
         plane = _plane(stack, self._band if band is None else band)
         images = np.asarray(stack.data[row : row + 1, ..., plane], dtype=float)
         valid = ~np.asarray(stack.mask[row : row + 1, ..., plane])

@@ -3,6 +3,9 @@
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.managers import RemoteError
 
 import astropy.units as u
@@ -314,7 +317,27 @@ def test_yaml_file_and_processes(table, tmp_path):
     assert_allclose(flux, table["flux"], rtol=5e-3)
 
 
+def test_batches_are_painted_one_after_the_other(table):
+    """Whichever threads ask: a model on JAX cannot paint two at the same time."""
+    flow, busy = FakeFlow(), threading.Lock()
+
+    class Careful:
+        def sample(self, *args, **kwargs):
+            assert busy.acquire(blocking=False)
+            time.sleep(0.05)
+            busy.release()
+            return flow.sample(*args, **kwargs)
+
+    catalog = GalaxyCatalog(Careful(), table, batch_size=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(catalog.get_galaxy, [0, 1, 2, 0, 1, 2]))
+    assert all(found)
+    assert len(flow.calls) == 3
+
+
+# JAX warns of what is tried at the end
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_trained_flow(tmp_path):
     """From a table through a trained flow on disk to images, by any processes."""
     from astrovae.datasets import make_galaxies
