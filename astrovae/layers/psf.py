@@ -82,7 +82,7 @@ class PSFConvolution(DensityLayer):
                 f"n_bands), got shapes {tuple(images)} and {tuple(psf)}."
             )
             raise ValueError(msg)
-        _check_odd(psf[1:3])
+        check_odd(psf[1:3])
         same_number = None in (images[0], psf[0]) or psf[0] in (1, images[0])
         if not same_number or psf[3] not in (1, images[3]):
             msg = (
@@ -111,7 +111,7 @@ class PSFConvolution(DensityLayer):
         return {**super().get_config(), "psf": psf, "method": self.method}
 
 
-def refine_psf(psf, number):
+def refine_psf(psf, number, centered=False):
     """
     Draw effective PSFs for images of finer pixels.
 
@@ -126,6 +126,8 @@ def refine_psf(psf, number):
         PSFs, with odd ``ky`` and ``kx``.
     number : int
         Finer pixels per pixel, along each axis.
+    centered : bool, optional
+        Whether the result is not shifted, its centre on its middle pixel.
 
     Returns
     -------
@@ -134,16 +136,16 @@ def refine_psf(psf, number):
         are interpolated by polynomials of degree 7 through the nearest eight
         pixels: flux, centroid and width are kept wherever a galaxy is painted.
     """
-    _check_odd(psf.shape[1:3])
-    rows, columns = (_refining(size, number) for size in psf.shape[1:3])
+    check_odd(psf.shape[1:3])
+    shift = 0.0 if centered else number // 2 - 0.5 * (number - 1)
+    rows, columns = (_refining(size, number, shift) for size in psf.shape[1:3])
     return ops.einsum("aj,bk,njkc->nabc", rows, columns, psf)
 
 
-def _refining(size, number):
+def _refining(size, number, shift):
     """Matrix that takes the pixels of a PSF along an axis to finer ones."""
     half = size // 2
     last = number * (half + _REACH) + 1
-    shift = number // 2 - 0.5 * (number - 1)
     position = (np.arange(-last, last + 1) - shift) / number
     first = np.floor(position) - _REACH + 1
     matrix = np.zeros((len(position), size))
@@ -197,14 +199,15 @@ def _check_psf(psf):
     if psf.ndim != 3:
         msg = f"psf must be of shape (ky, kx) or (ky, kx, n_bands), got {psf.shape}."
         raise ValueError(msg)
-    _check_odd(psf.shape[:2])
+    check_odd(psf.shape[:2])
     if not np.isfinite(psf).all():
         msg = "psf has values that are not finite."
         raise ValueError(msg)
     return psf
 
 
-def _check_odd(sizes):
+def check_odd(sizes):
+    """Refuse PSFs whose centre is no pixel."""
     if any(size is None or size % 2 == 0 for size in sizes):
         msg = (
             "the PSF must have an odd number of pixels along each axis, its centre "

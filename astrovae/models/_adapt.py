@@ -5,8 +5,11 @@ import math
 
 import numpy as np
 from keras import ops
+from scipy import ndimage
 
 from astrovae._batches import RowFunction
+from astrovae.layers.pose import PoseTransform
+from astrovae.layers.psf import refine_psf
 from astrovae.models._masks import seen_pixels, valid_pixels
 from astrovae.models._observation import pool_pixels
 from astrovae.ops import fit_canvas
@@ -21,6 +24,13 @@ _LEAST_VARIANCE = 0.01
 _INITIAL_LOG_VAR = -4.0
 # ... and near the leading components: what else the encoder knows comes later.
 _SMALL = 0.01
+# where their details are, galaxies have so much less power than light squared
+_DETAILS = 30.0
+# that of noise over that of galaxies, of the brightest
+_LEAST_WIENER = 1e-4
+_CHUNK = 256
+# width of what is left blurred at the edges, in sides of the canvas
+_EDGE = 0.125
 
 
 def measure_scales(source):
@@ -70,7 +80,8 @@ def adapt_networks(model, source):
     An encoder or decoder takes part if it has ``adapt(images, valid, weights,
     components)`` and is not yet ``adapted``, such as
     `~astrovae.models.EigenEncoder`. The latents then begin
-    as the coefficients of the leading components.
+    as the coefficients of the leading components. A decoder that paints before the
+    PSF gets those of deconvolved galaxies.
 
     Parameters
     ----------
@@ -101,11 +112,13 @@ def adapt_networks(model, source):
         shown = fit_canvas(pool_pixels(valid, model.oversampling), planes.shape[1:3])
         ones = ops.ones_like(planes[..., :side])
         shown = ops.concatenate([shown, ones], axis=-1)
+        behind_psf = _psf_and_noise(model, batch, seen) if model.psf else {}
         return {
             "planes": planes * shown,
             "shown": shown,
             "painted": painted * valid,
             "valid": valid,
+            **behind_psf,
         }
 
     found = RowFunction(prepare, model).map(source)
@@ -118,7 +131,93 @@ def adapt_networks(model, source):
         if components[1].shape[1] != pixels or model.stretch != "linear":
             components = None
     if decoder is not None:
-        decoder(found["painted"], found["valid"], weights, components)
+        components = decoder(found["painted"], found["valid"], weights, components)
+        if model.psf:
+            # what is blurred in its components cannot be painted sharp
+            decoder(*_before_psf(found, components, model), weights)
+
+
+def _before_psf(found, components, model):
+    """Galaxies as sharp as they were before their PSFs, and where they are known."""
+    center, rows, coefficients = components
+    seen = np.reshape(center + coefficients @ rows, found["painted"].shape)
+    # edges would ring
+    inner = _inner_pixels(found["valid"])
+    sharp = _deconvolve(inner * seen, found["psf"], found["wiener"], model)
+    known = (found["psf"].sum(axis=(1, 2)) > 0)[:, None, None]
+    valid = None if known.all() else np.ones_like(sharp) * known
+    return known * (sharp + (1.0 - inner) * seen), valid
+
+
+def _psf_and_noise(model, batch, seen):
+    """PSFs in painted pixels, turned as the galaxies are, and noise over signal."""
+    psf = batch["psf"] * ops.ones((1, 1, 1, seen.shape[3]))
+    if model.psf_oversampling != model.oversampling:
+        psf = refine_psf(psf, model.oversampling, centered=True)
+    if model.pose:
+        # about the middle
+        pose = batch["pose"][:, :4] * ops.array([0.0, 0.0, 1.0, 1.0])
+        psf = PoseTransform(frame="aligned")((psf, pose))
+    noise = batch.get("error", model._noise)
+    noise = ops.sum(seen * ops.square(noise), axis=(1, 2))
+    flux = ops.relu(ops.sum(seen * batch["image"], axis=(1, 2)))
+    ratio = _DETAILS * noise / (ops.square(flux) + 1e-6 * noise + 1e-30)
+    return {"psf": psf, "wiener": ops.clip(ratio, _LEAST_WIENER, 1.0)}
+
+
+def _inner_pixels(valid):
+    """1 where most galaxies have pixels, smoothly to 0 at the edges of that region."""
+    share = valid.mean(axis=0)
+    inside = share > 0.5 * share.max(axis=(0, 1))
+    inside = np.pad(inside, [(1, 1), (1, 1), (0, 0)])
+    depth = np.stack([ndimage.distance_transform_edt(b) for b in inside.T]).T[
+        1:-1, 1:-1
+    ]
+    depth = depth / (_EDGE * max(share.shape[:2]))
+    return np.sin(0.5 * np.pi * np.clip(depth, 0.0, 1.0)).astype(np.float32) ** 2
+
+
+def _deconvolve(images, psf, wiener, model):
+    """
+    Galaxies before their PSFs, by Wiener's filter for white light.
+
+    Parameters
+    ----------
+    images : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
+        Images in painted pixels, with little noise.
+    psf : `~numpy.ndarray`, shape (n, ky, kx, n_bands)
+        PSFs in painted pixels, of any sum.
+    wiener : `~numpy.ndarray`, shape (n, n_bands)
+        Power of the noise over that of the galaxy before the PSF.
+    model : `~astrovae.models.VAE`
+        The model, for its oversampling.
+
+    Returns
+    -------
+    sharp : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
+        The galaxies.
+    """
+    shape = [size + kernel for size, kernel in zip(images.shape, psf.shape)][1:3]
+    waves = [np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])]
+    middle = [size // 2 for size in psf.shape[1:3]]
+    response = np.exp(2j * np.pi * sum(k * at for k, at in zip(waves, middle)))
+    # pixels that were repeated, and, if not in the PSF, that were averages
+    number = model.oversampling
+    pixel = math.prod(np.sinc(number * k) / np.sinc(k) for k in waves)
+    response *= pixel if model.psf_oversampling < number else pixel**2
+    response *= math.prod(np.abs(k) < 0.5 / number for k in waves)
+    sharp = np.empty_like(images)
+    for start in range(0, len(images), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        total = psf[rows].sum(axis=(1, 2), keepdims=True)
+        kernel = psf[rows] / np.where(total > 0, total, 1)
+        kernel = np.fft.rfft2(kernel, shape, axes=(1, 2)) * response[..., None]
+        noise = wiener[rows, None, None]
+        kernel = (1 + noise) * kernel.conj() / (np.abs(kernel) ** 2 + noise)
+        found = np.fft.rfft2(images[rows], shape, axes=(1, 2)) * kernel
+        found = np.fft.irfft2(found, shape, axes=(1, 2))
+        sharp[rows] = found[:, : images.shape[1], : images.shape[2]]
+    return sharp
 
 
 def _refine(maps, number):

@@ -29,6 +29,8 @@ _AUGMENT = {
     "flips": random_flips,
     "mirrors": functools.partial(random_flips, ways=4),
 }
+# small stamps of PSFs lose some of their light
+_PSF_SUM_TOLERANCE = 0.2
 _NEEDS = {
     "error": "the error of each pixel, and these images have none. Give error=... "
     "to make_cutouts or CutoutStack.",
@@ -329,7 +331,10 @@ class GalaxyModel(PresetModel):
 
     def _training_source(self, inputs):
         """Check images at the door of training."""
-        return self._source(inputs)
+        source = self._source(inputs)
+        if "psf" in self.needs:
+            _check_psf_sum(source)
+        return source
 
     def _prepare_training(self, source):
         """Measure what must be known before the first step."""
@@ -353,6 +358,19 @@ def _check_psf_shape(shape):
             "with odd ky and kx, their centre on the middle pixel, got "
             f"{('n', *shape[1:])}. Draw them again, or shift them by half a pixel and "
             "pad them."
+        )
+        raise ValueError(msg)
+
+
+def _check_psf_sum(source):
+    """Refuse PSFs that would change the light of galaxies, by a look at a few."""
+    rows = np.unique(np.linspace(0, max(len(source) - 1, 0), 32).astype(int))
+    total = source.batch(rows[: len(source)])["psf"].sum(axis=(1, 2), dtype=float)
+    total = total[np.isfinite(total) & (total != 0)]
+    if total.size and np.abs(np.median(total) - 1) > _PSF_SUM_TOLERANCE:
+        msg = (
+            f"the PSFs must have the sum 1, got {np.median(total):.4g}: divide them by "
+            "their sums."
         )
         raise ValueError(msg)
 

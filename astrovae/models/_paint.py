@@ -10,6 +10,7 @@ from keras import ops
 from astrovae._sources import make_stack
 from astrovae.exceptions import FlaggedRowsWarning
 from astrovae.flags import Flag
+from astrovae.layers.psf import check_odd
 
 __all__ = ["paint_galaxies", "warn_of_rows"]
 
@@ -200,6 +201,10 @@ def _check_psf(psf, n, shape, psf_oversampling):
             f"psf must have the shape ({n} or 1, ky, kx, {bands} or 1), (ky, kx) or "
             f"(ky, kx, {bands}), got {np.shape(psf)}."
         )
+        raise ValueError(msg)
+    check_odd(array.shape[1:3])
+    if not np.isfinite(array).all():
+        msg = "PSFs must be finite, got NaN or inf."
         raise ValueError(msg)
     shape = tuple(psf_oversampling * size for size in shape[:2])
     if any(k > size for k, size in zip(array.shape[1:3], shape)):

@@ -22,6 +22,10 @@ _SMALL = 1e-3
 # components are found in a space so much larger, with so many power iterations:
 # Halko et al. 2011, SIAM Rev. 53, 217, section 1.6
 _OVERSAMPLING, _POWER_ITERATIONS = 16, 3
+# share of the images, by weight, below which their pixels are not believed
+_RARE = 0.01
+# of a normal distribution
+_WITHIN_THREE_SIGMA = 0.9973
 # so often missing pixels are replaced by what the components make of them
 _FILL_ITERATIONS = 3
 
@@ -57,7 +61,9 @@ def principal_components(images, num_components, valid=None, weights=None, seed=
     root = np.sqrt(weights / weights.sum())[:, np.newaxis].astype(np.float32)
     seen = np.ones_like(images) if valid is None else valid.astype(np.float32)
     share = root**2 * seen
-    center = (share * images).sum(axis=0) / np.maximum(share.sum(axis=0), 1e-12)
+    # pixels that hardly any image has would show its noise to all others
+    weight = share.sum(axis=0)
+    center = (share * images).sum(axis=0) * weight / (weight**2 + _RARE**2)
     missing = (1.0 - seen) if (seen < 1).any() else None
     filled = images if missing is None else seen * images + missing * center
     for _ in range(1 if missing is None else _FILL_ITERATIONS):
@@ -68,6 +74,23 @@ def principal_components(images, num_components, valid=None, weights=None, seed=
             painted = center + (offset @ components.T) @ components
             filled = seen * images + missing * painted
     return center, components, (filled - center) @ components.T
+
+
+def _spread(deviations, weights):
+    """
+    Standard deviations, but no more than what all but a few galaxies make of them.
+
+    A component may be that of a single galaxy with broken pixels. By its standard
+    deviation, a small part of it would be painted on all others. Features that one
+    galaxy in a hundred has are not concerned.
+    """
+    order = np.argsort(deviations, axis=0)
+    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float)
+    below = np.cumsum(weights[order], axis=0)
+    rank = (below < _WITHIN_THREE_SIGMA * below[-1]).sum(axis=0)
+    three_sigma = np.take_along_axis(deviations, order, axis=0)[rank, range(rank.size)]
+    spread = np.sqrt(np.average(np.square(deviations), axis=0, weights=weights))
+    return np.minimum(spread, three_sigma / 3)
 
 
 def _leading_rows(matrix, rank, seed):
@@ -180,8 +203,7 @@ class _EigenNetwork(keras.layers.Layer):
         center, rows, _ = components
         coefficients = self._coefficients(images, present, components)
         mean = np.average(coefficients, axis=0, weights=weights)
-        squares = np.square(coefficients - mean)
-        spread = np.sqrt(np.average(squares, axis=0, weights=weights))
+        spread = _spread(np.abs(coefficients - mean), weights)
         spread = np.where(spread > 0, spread, 1.0)
         # fewer images than components: those that are left paint nothing
         missing = (0, rank - len(rows))
@@ -361,8 +383,9 @@ class EigenDecoder(_EigenNetwork):
 
     The mirror of `EigenEncoder`: hidden layers with residuals, and a linear
     map beside them, give the coefficients of the principal components, which
-    paint the mean. Maps of the variance are sums of a few images that
-    training finds.
+    paint the mean. In a `VAE` with ``psf=True`` these are components of galaxies
+    before their PSFs. Maps of the variance are sums of a few images that training
+    finds.
 
     Parameters
     ----------

@@ -259,7 +259,8 @@ def test_evidence_of_many_pixels_keeps_its_digits():
     assert_allclose(size, 512, rtol=1e-4)
 
 
-def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch):
+@pytest.mark.parametrize(("edge", "number"), [("begin", 0), ("end", 0), ("end", 2)])
+def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch, edge, number):
     """Its weights are there, and what is asked next is answered."""
     from astrovae.models import _refine
 
@@ -268,12 +269,15 @@ def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch):
     before, weights = vae.encode(model.inputs), vae.get_weights()
 
     class Interrupt(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 2:
+        def _on_batch(self, batch, logs=None):
+            if batch == number:
                 raise KeyboardInterrupt
 
-    def fit(self, *args, **kwargs):
-        return keras.Model.fit(self, *args, callbacks=[Interrupt()], **kwargs)
+    setattr(Interrupt, f"on_train_batch_{edge}", Interrupt._on_batch)
+
+    def fit(self, *args, callbacks, **kwargs):
+        callbacks = [*callbacks, Interrupt()]
+        return keras.Model.fit(self, *args, callbacks=callbacks, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(_refine._Refiner, "fit", fit)

@@ -343,6 +343,8 @@ def test_bad_psf_and_noise(galaxies, fitted):
     some = table[:3]
     with pytest.raises(ValueError, match=r"sum 1, got 9: divide"):
         fitted.sample(some, psf=np.ones((3, 3)))
+    with pytest.raises(ValueError, match="PSFs must be finite"):
+        fitted.sample(some, psf=np.full((3, 3), np.nan))
     with pytest.raises(ValueError, match=r"the PSF has \(13, 13\) pixels"):
         fitted.sample(some, psf=np.full((13, 13), 1 / 169))
     with pytest.raises(ValueError, match="psf must have the shape"):

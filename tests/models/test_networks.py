@@ -9,6 +9,7 @@ from scipy import ndimage, signal
 from sklearn.decomposition import PCA
 
 from astrovae.datasets import make_galaxies
+from astrovae.images import CutoutStack
 from astrovae.models import (
     VAE,
     AstroVaDErDecoder,
@@ -20,7 +21,9 @@ from astrovae.models import (
     EigenDecoder,
     EigenEncoder,
     GaussianLikelihood,
+    _adapt,
 )
+from astrovae.models._observation import with_variance
 from checks import LayerCase, check_layer
 
 SMALL = {"filters": (4, 6), "patch_size": 2, "linear_skip": True}
@@ -263,14 +266,42 @@ def test_components_are_those_of_scikit_learn(rng):
     basis = numpy(encoder.basis)
     signs = np.sign((basis.T * pca.components_).sum(axis=1))
     assert_allclose(signs[:, None] * basis.T, pca.components_, atol=2e-3)
-    variance = pca.explained_variance_ * 49 / 50
-    assert_allclose(numpy(encoder.spread) ** 2, variance, rtol=1e-3)
+    # no more than a third of what is three sigma, for normal deviates
+    assert_allclose(numpy(encoder.spread), spread_of(pca, flat), rtol=1e-3)
     # a galaxy of weight two is two galaxies
     weights = rng.integers(1, 4, 50)
     encoder.adapt(images, weights=weights)
-    pca.fit(np.repeat(flat, weights, axis=0))
+    many = np.repeat(flat, weights, axis=0)
+    pca.fit(many)
     found = np.abs((numpy(encoder.basis).T * pca.components_).sum(axis=1))
     assert_allclose(found, 1, atol=1e-3)
+    assert_allclose(numpy(encoder.spread), spread_of(pca, many), rtol=1e-2)
+
+
+def spread_of(pca, images):
+    """The scatter of scores, but for those of a few in a thousand."""
+    scores = pca.transform(images)
+    far = np.quantile(np.abs(scores), 0.9973, axis=0, method="inverted_cdf")
+    return np.minimum(scores.std(axis=0), far / 3)
+
+
+def test_spread_of_normal_deviates(rng):
+    """The spread is a standard deviation, which a component of one galaxy has not."""
+    images = low_rank(rng, n=4000)
+    decoder = EigenDecoder((6, 7, 2), 4, 0)
+    decoder.build((None, 3))
+    decoder.adapt(images)
+    assert_allclose(numpy(decoder.spread)[:3], 2.0 ** -np.arange(3), rtol=0.1)
+    # broken pixels of one galaxy, a hundred times as bright as the others
+    images[7, 0, :3] += 100.0
+    decoder.adapt(images)
+    broken = np.square(numpy(decoder.basis).reshape(6, 7, 2, 4)[0, :3]).sum(axis=(0, 1))
+    assert broken.max() > 0.9
+    assert numpy(decoder.spread)[broken.argmax()] < 0.6
+    # what one galaxy in a hundred has keeps its scatter
+    images[::100, 0, :3] += 100.0
+    decoder.adapt(images)
+    assert numpy(decoder.spread).max() > 9
 
 
 def test_missing_pixels_are_filled_in(rng):
@@ -510,3 +541,126 @@ def test_vae_learns_which_band_is_missing():
     mask[:, :, :, 1] = True
     mean, _ = vae.encode(stack.replace(mask=mask))
     assert np.isfinite(mean).all()
+
+
+def normals(xx, yy, xy, size):
+    """Normal distributions of given covariances in the middle of images."""
+    y, x = np.indices((size, size)) - (size - 1) / 2
+    xx, yy, xy = (np.reshape(part, (-1, 1, 1)) for part in (xx, yy, xy))
+    det = xx * yy - xy**2
+    chi2 = (yy * x**2 + xx * y**2 - 2 * xy * x * y) / det
+    return (np.exp(-0.5 * chi2) / (2 * np.pi * np.sqrt(det)))[..., None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"oversampling": 2},
+        {"pose": True, "canvas_shape": (30, 30), "oversampling": 3},
+    ],
+)
+def test_components_of_galaxies_before_their_psfs(options):
+    """Behind its own PSF a galaxy is a sum of them, as it is not of blurred ones."""
+    rng = np.random.default_rng(4)
+    e1, e2, g1, g2 = rng.uniform(-0.4, 0.4, (4, 120))
+    seeing = rng.uniform(1.5, 4, 120)
+    galaxy = np.array([2 * (1 + e1), 2 * (1 - e1), 2 * e2])
+    psf = np.array([seeing * (1 + g1), seeing * (1 - g1), seeing * g2])
+    images = 100 * normals(*(galaxy + psf), 24)
+    images += 1e-3 * rng.normal(size=images.shape)
+    angle = rng.uniform(-np.pi, np.pi, 120)
+    pose = np.stack(
+        [*rng.uniform(-0.5, 0.5, (2, 120)), angle, rng.choice([-1, 1], 120)], 1
+    )
+    inputs = {"image": images, "psf": normals(*psf, 15), "pose": pose}
+    inputs["error"] = np.full(images.shape, 1e-3)
+    inputs = {name: plane.astype("float32") for name, plane in inputs.items()}
+    canvas = options.get("canvas_shape", (24, 24))
+    canvas = tuple(options.get("oversampling", 1) * side for side in canvas)
+    decoder = EigenDecoder((*canvas, 2), 20, 4, (8,))
+    vae = VAE((24, 24, 1), 3, EigenEncoder(20, (8,)), decoder, psf=True, **options)
+    vae.adapt(inputs)
+    blurred = EigenDecoder((*canvas, 2), 20, 4, (8,))
+    plain = VAE((24, 24, 1), 3, EigenEncoder(20, (8,)), blurred, **options)
+    plain.adapt(inputs)
+
+    def misfit(network):
+        center, basis = map(ops.convert_to_numpy, (network.center, network.basis))
+        parts = np.concatenate([center[None], basis.T]).reshape(-1, *canvas, 1)
+        parts = ops.convert_to_tensor(parts)
+        parts = with_variance({"mean": parts}, ops.ones_like(parts))
+        found = []
+        for i in range(0, 120, 30):
+            batch = {k: np.repeat(v[i : i + 1], 21, axis=0) for k, v in inputs.items()}
+            seen = vae.observation(
+                parts,
+                {name: ops.convert_to_tensor(part) for name, part in batch.items()},
+                vae.likelihood,
+                vae.scale,
+                vae.noise,
+            )["mean"]
+            center, *rows = ops.convert_to_numpy(seen).reshape(21, -1)
+            image = images[i].ravel() / vae.scale[0]
+            at = np.linalg.lstsq(np.transpose(rows), image - center, rcond=None)[0]
+            residual = image - center - at @ rows
+            found.append(np.square(residual).sum() / np.square(image).sum())
+        return np.sqrt(np.mean(found))
+
+    assert misfit(decoder) < min(0.5 * misfit(blurred), 0.005)
+
+
+def test_noise_is_not_sharpened(monkeypatch):
+    """Galaxies of the usual noise are painted better than from blurred components."""
+    _, stack = make_galaxies(300, shape=24, snr=(30, 100), seed=3)
+    assert stack.psf is not None
+    losses = []
+    for _ in range(2):
+        size = {"num_components": 20, "hidden_units": (8,)}
+        decoder = EigenDecoder((24, 24, 2), **size)
+        vae = VAE((24, 24, 1), 4, EigenEncoder(**size), decoder, psf=True, seed=1)
+        vae.adapt(stack)
+        vae.compile()
+        losses.append(vae.evaluate(stack, verbose=0, return_dict=True)["loss"])
+        # the next time, not
+        monkeypatch.setattr(_adapt, "_deconvolve", lambda images, *_: images)
+    assert losses[0] < losses[1] - 50
+
+
+def test_bands_without_psf_say_nothing_of_sharp_galaxies():
+    """Galaxies that lack a PSF there do not blur the components of the others."""
+    rng = np.random.default_rng(1)
+    size, psf = rng.uniform(2, 3, 80), rng.uniform(2, 4, 80)
+    image = 100 * normals(size + psf, size + psf, 0 * size, 24)
+    psf = normals(psf, psf, 0 * psf, 15)
+    psf, image = (np.repeat(part, 2, axis=-1) for part in (psf, image))
+    psf[::2, ..., 1] = np.nan
+    stack = CutoutStack(image, psf=psf, error=np.full(image.shape, 1e-3))
+    sizes = {"num_components": 6, "hidden_units": (8,)}
+    decoder = EigenDecoder((24, 24, 4), **sizes)
+    vae = VAE((24, 24, 2), 2, EigenEncoder(**sizes), decoder, psf=True, seed=1)
+    vae.adapt(stack)
+    center = ops.convert_to_numpy(decoder.center).reshape(24, 24, 2)
+    y = np.arange(24) - 11.5
+    inner = np.abs(y) < 8
+    widths = [
+        (center[inner, :, k] * y[inner, None] ** 2).sum() / center[inner, :, k].sum()
+        for k in range(2)
+    ]
+    assert_allclose(widths[1], widths[0], rtol=0.05)
+    assert widths[0] < 3.2
+
+
+def test_noise_of_few_images_is_not_painted_for_all():
+    """Where one of many images has pixels, the centre is that of none."""
+    rng = np.random.default_rng(1)
+    images = 1.0 + 0.1 * rng.normal(size=(400, 8, 8, 1))
+    valid = np.ones_like(images)
+    valid[1:, 0] = 0.0
+    images[0, 0] = 50.0
+    encoder = EigenEncoder(4, (8,))
+    encoder.build((None, 8, 8, 1))
+    center, _, _ = encoder.adapt(images * valid, valid)
+    center = center.reshape(8, 8)
+    assert_allclose(center[1:], images[:, 1:, :, 0].mean(0), rtol=2e-3)
+    assert (np.abs(center[0]) < 5).all()

@@ -181,6 +181,17 @@ def test_even_psfs_are_refused_at_the_door(stack, options, method):
         getattr(vae, method)(even)
 
 
+def test_psfs_that_add_light_are_refused_in_training(stack):
+    """Counts of a star are no PSF; one that a small stamp cuts off is."""
+    vae = make_vae(stack, psf=True)
+    vae.compile()
+    star = np.full((len(stack), 3, 3, 2), 100 / 9)
+    star[0] = np.nan
+    with pytest.raises(ValueError, match="must have the sum 1, got 100: divide"):
+        vae.fit(stack.replace(psf=star))
+    vae.fit(stack.replace(psf=0.0095 * star[1:2]), verbose=0)
+
+
 def test_galaxies_without_psf_have_no_latents(blurred):
     """All their pixels are masked: catalogues say so, and leave no numbers."""
     from astropy.table import Table

@@ -43,16 +43,11 @@ def observe(galaxies, rng):
     return {name: plane[..., None].astype("float32") for name, plane in planes.items()}
 
 
-@pytest.mark.xfail(
-    keras.config.backend() == "torch",
-    reason="one latent of four has 1.3 to 1.4, also refined and trained for longer",
-    strict=False,
-)
 @pytest.mark.slow
 def test_latents_agree_within_their_sigmas():
     """Chi squared per latent of pairs of observations, seeing from 2 to 4 pixels."""
     rng = np.random.default_rng(1)
-    train = observe(make_galaxies(4000, rng), rng)
+    train = observe(make_galaxies(16000, rng), rng)
     galaxies = make_galaxies(400, rng)
     pair = [observe(galaxies, rng) for _ in range(2)]
     keras.utils.set_random_seed(1)
@@ -67,11 +62,12 @@ def test_latents_agree_within_their_sigmas():
         side_inputs=("psf", "error"),
         seed=1,
     )
+    # with a quarter of the galaxies it learns their noise: up to 1.4
     epochs = 60
-    rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * 40)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * 80)
     vae.compile(keras.optimizers.Adam(rate))
-    vae.fit(train, batch_size=100, epochs=epochs, verbose=0)
-    # the encoder alone is off by more than a sigma
+    vae.fit(train, batch_size=200, epochs=epochs, verbose=0)
+    # the encoder alone is off by somewhat more than a sigma
     (one, log_var_one), (two, log_var_two) = (
         vae.encode(part, refine=150, batch_size=400) for part in pair
     )
