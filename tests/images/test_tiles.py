@@ -110,7 +110,8 @@ def test_missing_tile(field, damage, choose):
         paths["t11"] = None
     with pytest.warns(AstropyUserWarning, match="rows have no tile") as caught:
         stack = make_cutouts(paths, table, 12, tiles=choose)
-    assert len(caught) == 1
+    # old versions of astropy warn of themselves
+    assert sum("deprecated" not in str(one.message) for one in caught) == 1
     lost = (stack.flags & Flag.NO_TILE) > 0
     assert lost.any()
     assert stack.mask[lost].all()
