@@ -6,6 +6,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from numpy.random import default_rng
+from scipy import ndimage
 
 from astrovae._progress import progress_bar
 from astrovae.diagnostics import measure_galaxies
@@ -75,19 +76,27 @@ def make(folder, number, seed):
 
 def read_real(folder):
     """Images of real galaxies, none of which is among those that `make` draws from."""
-    # whose PSF is as good as that of all others
-    return read_galsim_catalog(folder / IMAGES, shape=SHAPE).replace(psf=None)
+    stack = read_galsim_catalog(folder / IMAGES, shape=SHAPE)
+    psfs = np.stack([centered(image) for image in stack.psf[..., 0]])
+    return stack.replace(psf=psfs[..., None])
 
 
 def read_psfs(folder, table):
-    """PSFs of sum one, on as many pixels, the brightest one in the middle."""
-    found = np.zeros((len(table), PSF_SIZE, PSF_SIZE), np.float32)
+    """PSFs of sum one, on as many pixels, their light about the middle."""
     with fits.open(folder / table["PSF_FILENAME"][0].strip()) as file:
-        for plane, hdu in zip(found, table["PSF_HDU"]):
-            image = file[int(hdu)].data
-            top, left = ((PSF_SIZE - side) // 2 for side in image.shape)
-            plane[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return found / found.sum(axis=(1, 2), keepdims=True)
+        return np.stack([centered(file[int(hdu)].data) for hdu in table["PSF_HDU"]])
+
+
+def centered(psf):
+    """Move a PSF to the middle of a stamp, by its adaptive moments, and norm it."""
+    psf = psf.astype(float)
+    found = galsim.hsm.FindAdaptiveMom(galsim.Image(psf)).moments_centroid
+    # GalSim counts pixels from one
+    middle = (PSF_SIZE - 1) / 2
+    offset = (found.y - 1 - middle, found.x - 1 - middle)
+    shape = (PSF_SIZE, PSF_SIZE)
+    moved = ndimage.affine_transform(psf, np.eye(2), offset, shape, order=3)
+    return (moved / moved.sum()).astype(np.float32)
 
 
 def draw(image, galaxy, psf, rng):

@@ -58,6 +58,8 @@ VALIDATION = 0.1
 BAND = "F160W"
 BATCH_SIZE = 128
 BAND_DROPOUT = 0.2
+# of galaxies before their PSFs
+REGULARIZERS = {"positivity": 0.1}
 # pixels, in which imputed fluxes are compared, and from which others predict them
 APERTURE = 6.0
 APERTURES = (1.5, 3.0, 4.5, 6.0, 8.0, 11.0)
@@ -149,6 +151,8 @@ def train_vae(stack, rho, options):
         encoder=EigenEncoder(dropout=0.1, num_indicators=indicators, **size),
         decoder=EigenDecoder(shape, **size),
         likelihood=GaussianLikelihood(),
+        psf=aligned.psf is not None,
+        regularizers=REGULARIZERS if aligned.psf is not None else None,
         seed=options.seed,
         **arguments,
     )
@@ -219,7 +223,7 @@ def train_flow(model, train, validation, options):
         validation = paint(model, *validation, [0])
     flow = LatentFlow(num_blocks=4, hidden_units=(128, 128), seed=options.seed)
     stop = keras.callbacks.EarlyStopping(
-        "val_loss", patience=10, restore_best_weights=True
+        "val_loss", patience=20, restore_best_weights=True
     )
     flow.fit(
         table,
@@ -245,7 +249,7 @@ def generate(flow, table, normalized, like, seed):
     flux = flux_of(table)[:, None]
     noise = like.error[:, 0, 0] / flux
     pose = normalized.batch(np.arange(len(like)))["pose"]
-    made = flow.sample(table, noise=noise, pose=pose, seed=seed)
+    made = flow.sample(table, noise=noise, psf=like.psf, pose=pose, seed=seed)
     data = made.data * flux[..., None, None]
     return like.replace(data=data, mask=None, pose=None)
 
@@ -416,12 +420,18 @@ def compare(real, made, other, table, known):
     return {name: float(value) for name, value in result.items()}, measured
 
 
-def true_slopes(real, table):
-    """Slopes of what is measured in noise, of the real galaxies, on what is true."""
-    found = fidelity(real, real, requested=table[asked(table)])
-    slopes = {row["statistic"]: float(row["slope"]) for row in found}
-    names = {"e": "slope_e_real", "log_sigma": "slope_log_size_real"}
-    return {key: slopes[name] for name, key in names.items()}
+def noise_alone(noisy, table):
+    """What noise does to properties of real galaxies: no generator is free of it."""
+    measured = measure(noisy)
+    rows = usable(measured)
+    measured, table = measured[rows], table[rows]
+    found = fidelity(measured, measured, requested=table[asked(table)])
+    slopes = {row["statistic"]: row for row in found}
+    result = {"e_mean_shift_noise": measured["e"].mean() / table["e"].mean() - 1}
+    for name, key in {"e": "e", "log_sigma": "log_size", "mag": "mag"}.items():
+        for end in ("", "_low", "_high"):
+            result[f"slope_{key}_noise{end}"] = slopes[name][f"slope{end}"]
+    return {name: float(value) for name, value in result.items()}
 
 
 def real_residuals(model, options):
@@ -444,6 +454,12 @@ def real_residuals(model, options):
         chi2 = squares.sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3))
         found[key] = float(np.median(chi2))
         found[f"{key}_p84"] = float(np.quantile(chi2, 0.84))
+    if model.psf:
+        # rings around what is sharper than the PSF
+        light = model.decode(model.encode(normalized)[0])["mean"]
+        share = -np.minimum(light, 0).sum(axis=(1, 2, 3)) / light.sum(axis=(1, 2, 3))
+        found["real_negative"] = float(np.median(share))
+        found["real_negative_p84"] = float(np.quantile(share, 0.84))
     if options.output:
         figure = plot_reconstructions(normalized, model, n_galaxies=8)
         figure.savefig(options.output / "real.png", dpi=100)
@@ -544,8 +560,14 @@ def run(options):
     made = generate(flow, table, normalized, real, options.seed)
     other = parametric(real, rho, options.seed)
     result, measured = compare(real, made, other, table, sets[0][0])
+    noisy = real
+    if not options.cosmos:
+        # what is asked for was measured in noise, which is added a second time
+        again = correlated_noise(rho, real, options.seed)
+        noisy = real.replace(data=real.data + again)
+    result |= noise_alone(noisy, table)
     if options.cosmos:
-        result |= true_slopes(real, table) | real_residuals(model, options)
+        result |= real_residuals(model, options)
     if len(real.bands) > 1:
         # not of the one whose flux the others are divided by
         for band in [b for b in real.bands if b != reference(real)]:

@@ -214,7 +214,7 @@ def paint(galaxies, unit, seed):
 validation = train.held_out(0.15, seed=2)
 unit = flux[~held_out, 1]
 draws = [paint(train[~validation], unit[~validation], seed) for seed in (1, 2)]
-known = vstack([table for table, _ in draws])
+known = vstack([table for table, _ in draws], metadata_conflicts="silent")
 latents = np.concatenate([z for _, z in draws])
 flow = av.models.LatentFlow(num_blocks=4, hidden_units=(64, 64), seed=0)
 start = time.perf_counter()
@@ -308,7 +308,7 @@ for name, e in measured.items():
     filled = {"histtype": "stepfilled", "color": "0.8"} if name == "real" else {}
     ax.hist(e, bins, density=True, label=name, **{"histtype": "step", **filled})
 ax.set(xlabel="|e|", ylabel="density")
-legend = ax.legend(frameon=False)
+legend = ax.legend(loc="upper right", frameon=False)
 
 # %%
 # Do generated galaxies have the ellipticity that they were asked for, one by one? The

@@ -153,6 +153,13 @@ traversals = av.plotting.plot_traversals(vae, table["latent_mean"][selected])
 errors = av.plotting.plot_error_histogram(table[selected])
 
 # %%
+# For nearly all galaxies, it is not. Galaxies of a few pixels are hard to tell from
+# Gaussians, whose five numbers, and a flux for each band, are fitted to minimise this
+# very error; the model had some hundreds of galaxies to learn from, with all positions
+# and angles. :doc:`beat_the_gaussian_fit` shows what it takes: aligned galaxies, many
+# of them, and the preset ``galaxy_eigen``.
+
+# %%
 # Keep it
 # -------
 #
