@@ -18,6 +18,7 @@ __all__ = [
     "check_shape",
     "clean_batch",
     "is_number",
+    "known_psfs",
     "read_array",
 ]
 
@@ -56,15 +57,19 @@ def check_option(name, value, options):
     return value
 
 
+def known_psfs(psf):
+    """Which bands have a PSF, of shape (n, n_bands): finite, and not zero."""
+    return np.isfinite(psf).all(axis=(1, 2)) & np.any(psf, axis=(1, 2))
+
+
 def clean_batch(batch):
     """
     Make a batch of planes safe to compute with.
 
     Pixels that are masked, not finite, or whose error is not finite and
     positive, become masked zeros with an error of one; so do those of bands whose
-    PSF is not finite. A pose that is not finite leaves the galaxy as it is. All
-    arrays become
-    native float32 (the mask bool). A 3-D image gains a band axis.
+    PSF is not finite, or zero. A pose that is not finite leaves the galaxy as it is.
+    All arrays become native float32 (the mask bool). A 3-D image gains a band axis.
 
     Parameters
     ----------
@@ -97,7 +102,7 @@ def clean_batch(batch):
     psf = batch.get("psf")
     if psf is not None:
         psf = np.asarray(psf).astype(np.float32)
-        unusable = ~np.isfinite(psf).all(axis=(1, 2), keepdims=True)
+        unusable = ~known_psfs(psf)[:, np.newaxis, np.newaxis]
         # without its PSF, a band cannot be compared with what was painted
         bad |= unusable
         np.copyto(psf, 0, where=unusable)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import astropy.units as u
 import numpy as np
 
+from astrovae._validation import known_psfs
 from astrovae.flags import Flag
 from astrovae.images._neighbors import count_true
 
@@ -169,7 +170,7 @@ def check_psf(psf, shape):
 
 def psf_flags(psf):
     """Flag rows that no band has a PSF for: models mask bands without one."""
-    known = np.isfinite(psf).all(axis=(1, 2)).any(axis=1)
+    known = known_psfs(psf).any(axis=1)
     return np.where(known, 0, Flag.NO_VALID_PIXEL).astype(np.int32)
 
 

@@ -401,6 +401,9 @@ def _turned_psf(stack, order):
         frame = _Frame(pose, size, size)
         original = stack.psf[row if len(stack.psf) > 1 else 0]
         for band, plane in enumerate(np.moveaxis(original, -1, 0)):
+            if not np.isfinite(plane).all():
+                psf[row, ..., band] = np.nan
+                continue
             turned = np.where(frame.outside, 0, frame.resample(plane, order))
             total = turned.sum()
             factor = plane.sum() / total if total else 1

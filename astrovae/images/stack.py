@@ -63,7 +63,7 @@ class CutoutStack:
         whose error is not finite and positive are masked.
     psf : array_like, shape (n or 1, ky, kx, n_bands), optional
         The effective PSF (pixel response included) of each cutout, or one
-        for all, of sum 1. Where it is not finite, models mask the band.
+        for all, of sum 1. Where it is not finite, or zero, models mask the band.
     segmentation : array_like of int, shape (n, ny, nx), optional
         Source labels cut from the segmentation map of the whole image;
         0 is background.

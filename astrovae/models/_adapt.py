@@ -81,7 +81,7 @@ def adapt_networks(model, source):
     components)`` and is not yet ``adapted``, such as
     `~astrovae.models.EigenEncoder`. The latents then begin
     as the coefficients of the leading components. A decoder that paints before the
-    PSF gets those of deconvolved galaxies.
+    PSF gets those of deconvolved galaxies, and the ``latents`` to tell them from.
 
     Parameters
     ----------
@@ -134,7 +134,9 @@ def adapt_networks(model, source):
         components = decoder(found["painted"], found["valid"], weights, components)
         if model.psf:
             # what is blurred in its components cannot be painted sharp
-            decoder(*_before_psf(found, components, model), weights)
+            sharp, known = _before_psf(found, components, model)
+            latents = None if encoder is None else _first_latents(model, source)
+            decoder(sharp, known, weights, latents=latents)
 
 
 def _before_psf(found, components, model):
@@ -144,9 +146,19 @@ def _before_psf(found, components, model):
     # edges would ring
     inner = _inner_pixels(found["valid"])
     sharp = _deconvolve(inner * seen, found["psf"], found["wiener"], model)
-    known = (found["psf"].sum(axis=(1, 2)) > 0)[:, None, None]
+    known = (found["psf"].sum(axis=(1, 2)) > 0) & found["valid"].any(axis=(1, 2))
+    known = known[:, None, None]
     valid = None if known.all() else np.ones_like(sharp) * known
     return known * (sharp + (1.0 - inner) * seen), valid
+
+
+def _first_latents(model, source):
+    """What the encoder says of galaxies before it has learned."""
+
+    def encode(batch):
+        return {"latents": model._raw(batch)[:, : model.latent_dim]}
+
+    return RowFunction(encode, model).map(source)["latents"]
 
 
 def _psf_and_noise(model, batch, seen):
@@ -158,9 +170,10 @@ def _psf_and_noise(model, batch, seen):
         # about the middle
         pose = batch["pose"][:, :4] * ops.array([0.0, 0.0, 1.0, 1.0])
         psf = PoseTransform(frame="aligned")((psf, pose))
-    noise = batch.get("error", model._noise)
+    # squares of fluxes in physical units may be too small for a float
+    noise = batch.get("error", model._noise) / model._scale
     noise = ops.sum(seen * ops.square(noise), axis=(1, 2))
-    flux = ops.relu(ops.sum(seen * batch["image"], axis=(1, 2)))
+    flux = ops.relu(ops.sum(seen * batch["image"] / model._scale, axis=(1, 2)))
     ratio = _DETAILS * noise / (ops.square(flux) + 1e-6 * noise + 1e-30)
     return {"psf": psf, "wiener": ops.clip(ratio, _LEAST_WIENER, 1.0)}
 

@@ -215,7 +215,7 @@ def _check_psf(psf, n, shape, psf_oversampling):
         raise ValueError(msg)
     total = array.sum(axis=(1, 2), dtype=float)
     if not (np.abs(total - 1) < _PSF_SUM_TOLERANCE).all():
-        worst = total.flat[np.nanargmax(np.abs(total - 1))]
+        worst = total.flat[np.argmax(np.abs(total - 1))]
         msg = f"PSFs must have the sum 1, got {worst:.4g}: divide them by their sums."
         raise ValueError(msg)
     return np.broadcast_to(array, (n, *array.shape[1:3], bands))

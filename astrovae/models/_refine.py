@@ -1,11 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Posteriors refined galaxy by galaxy, by gradient steps on the ELBO."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
 
-from astrovae._batches import run_safely
 from astrovae._progress import progress_bar
 from astrovae.models._draws import normal_draws
 
@@ -99,8 +100,24 @@ class _Refiner(keras.Model):
             variable.assign(ops.zeros(variable.shape, variable.dtype))
         self.step.assign(0)
         self.raw.assign(raw)
-        run_safely(self.fit, _Repeated(batch, num_steps), verbose=0)
+        self.fit(_Repeated(batch, num_steps), verbose=0)
         return ops.convert_to_numpy(self.raw)
+
+
+@contextlib.contextmanager
+def _keeping_weights(model):
+    """Give a model its weights back if it is interrupted: JAX reuses their memory."""
+    kept = [
+        (variable, np.array(ops.convert_to_numpy(variable)))
+        for variable in model.variables
+    ]
+    try:
+        yield
+    except BaseException:
+        for variable, value in kept:
+            variable.assign(value)
+        model._plain.functions.clear()
+        raise
 
 
 class WithPosterior:
@@ -175,7 +192,10 @@ def refine_posteriors(
     if functions.get("refine", (None,))[0] != size:
         functions["refine"] = size, _Refiner(model, *size, learning_rate)
     (_, refiner), better = functions["refine"], []
-    with progress_bar("Refining", n, show=show_progress) as advance:
+    with (
+        _keeping_weights(model),
+        progress_bar("Refining", n, show=show_progress) as advance,
+    ):
         for start in range(0, n, batch_size):
             rows = np.arange(start, start + batch_size)
             batch = source.batch(np.minimum(rows, n - 1))

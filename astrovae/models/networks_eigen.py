@@ -22,10 +22,11 @@ _SMALL = 1e-3
 # components are found in a space so much larger, with so many power iterations:
 # Halko et al. 2011, SIAM Rev. 53, 217, section 1.6
 _OVERSAMPLING, _POWER_ITERATIONS = 16, 3
-# share of the images, by weight, below which their pixels are not believed
-_RARE = 0.01
-# of a normal distribution
-_WITHIN_THREE_SIGMA = 0.9973
+# share of the images, by weight, below which their pixels are not believed; but so
+# many, of any number of images, are
+_RARE, _MANY = 0.01, 30
+# share of the galaxies whose coefficients are not too far out
+_USUAL = 0.9973
 # so often missing pixels are replaced by what the components make of them
 _FILL_ITERATIONS = 3
 
@@ -62,8 +63,8 @@ def principal_components(images, num_components, valid=None, weights=None, seed=
     seen = np.ones_like(images) if valid is None else valid.astype(np.float32)
     share = root**2 * seen
     # pixels that hardly any image has would show its noise to all others
-    weight = share.sum(axis=0)
-    center = (share * images).sum(axis=0) * weight / (weight**2 + _RARE**2)
+    weight, rare = share.sum(axis=0), min(_RARE, _MANY / len(images))
+    center = (share * images).sum(axis=0) * weight / (weight**2 + rare**2)
     missing = (1.0 - seen) if (seen < 1).any() else None
     filled = images if missing is None else seen * images + missing * center
     for _ in range(1 if missing is None else _FILL_ITERATIONS):
@@ -78,19 +79,20 @@ def principal_components(images, num_components, valid=None, weights=None, seed=
 
 def _spread(deviations, weights):
     """
-    Standard deviations, but no more than what all but a few galaxies make of them.
+    Standard deviations, of a few galaxies in a thousand as if they were less far out.
 
     A component may be that of a single galaxy with broken pixels. By its standard
     deviation, a small part of it would be painted on all others. Features that one
-    galaxy in a hundred has are not concerned.
+    galaxy in a hundred has are not concerned; nor is any of a few hundred galaxies,
+    of which none is rare.
     """
     order = np.argsort(deviations, axis=0)
     weights = np.ones(len(order)) if weights is None else np.asarray(weights, float)
     below = np.cumsum(weights[order], axis=0)
-    rank = (below < _WITHIN_THREE_SIGMA * below[-1]).sum(axis=0)
-    three_sigma = np.take_along_axis(deviations, order, axis=0)[rank, range(rank.size)]
-    spread = np.sqrt(np.average(np.square(deviations), axis=0, weights=weights))
-    return np.minimum(spread, three_sigma / 3)
+    rank = (below < _USUAL * below[-1]).sum(axis=0)
+    far = np.take_along_axis(deviations, order, axis=0)[rank, range(rank.size)]
+    squares = np.square(np.minimum(deviations, far))
+    return np.sqrt(np.average(squares, axis=0, weights=weights))
 
 
 def _leading_rows(matrix, rank, seed):
@@ -211,7 +213,6 @@ class _EigenNetwork(keras.layers.Layer):
         self.basis.assign(np.pad(rows.T, ((0, 0), missing)))
         self.mean.assign(np.pad(mean, missing))
         self.spread.assign(np.pad(spread, missing, constant_values=1.0))
-        self._adapt_variance(images, valid, weights, components)
         self._adapted.assign(1.0)
         return components
 
@@ -223,9 +224,6 @@ class _EigenNetwork(keras.layers.Layer):
     def adapted(self):
         """Whether the components are those of some training images."""
         return bool(ops.convert_to_numpy(self._adapted) > 0)
-
-    def _adapt_variance(self, images, valid, weights, components):
-        """Nothing, for networks that give no variance."""
 
     def get_config(self):
         return {
@@ -465,13 +463,52 @@ class EigenDecoder(_EigenNetwork):
     def _coefficients(self, images, present, components):
         return components[2]
 
-    def _adapt_variance(self, images, valid, weights, components):
-        """Begin with the mean squared error of the leading components, by pixel."""
-        if not self.variance_rank:
-            return
+    def adapt(self, images, valid=None, weights=None, components=None, latents=None):
+        """
+        Find the components of training images, and how they scatter.
+
+        Parameters
+        ----------
+        images, valid, weights, components
+            As for `EigenEncoder.adapt`.
+        latents : `~numpy.ndarray`, shape (n, latent_dim), optional
+            Those of the images when training begins, from which coefficients
+            then follow by least squares. By default they are the leading
+            coefficients themselves.
+
+        Returns
+        -------
+        components : tuple of `~numpy.ndarray`
+            Mean image, components and coefficients.
+        """
+        components = super().adapt(images, valid, weights, components)
         center, rows, coefficients = components
-        leading = self.linear.kernel.shape[0]
-        painted = center + coefficients[:, :leading] @ rows[:leading]
+        if latents is None:
+            leading = self.linear.kernel.shape[0]
+            painted = center + coefficients[:, :leading] @ rows[:leading]
+        else:
+            painted = center + self._begin_at(latents, coefficients, weights) @ rows
+        if self.variance_rank:
+            self._adapt_variance(images, valid, weights, painted)
+        return components
+
+    def _begin_at(self, latents, coefficients, weights):
+        """Let the linear map give coefficients for latents, and give these."""
+        rank = coefficients.shape[1]
+        mean, spread = (
+            ops.convert_to_numpy(part)[:rank] for part in (self.mean, self.spread)
+        )
+        whitened = (coefficients - mean) / spread
+        # a few galaxies are far out
+        whitened = _SOFTENING * np.arcsinh(whitened / _SOFTENING)
+        root = 1.0 if weights is None else np.sqrt(weights)[:, np.newaxis]
+        kernel = np.linalg.lstsq(root * latents, root * whitened)[0]
+        missing = self.linear.kernel.shape[1] - rank
+        self.linear.kernel.assign(np.pad(kernel, ((0, 0), (0, missing))))
+        return mean + spread * (latents @ kernel)
+
+    def _adapt_variance(self, images, valid, weights, painted):
+        """Begin with the mean squared error of what is painted at first, by pixel."""
         squares = np.square(np.reshape(images, painted.shape) - painted)
         weight = np.ones(len(squares)) if weights is None else np.asarray(weights)
         weight = (weight / weight.mean())[:, np.newaxis]

@@ -355,10 +355,8 @@ class TestAlign:
 
     def test_psfs_turn_with_their_galaxies(self, rng):
         """About their middle, wherever the galaxy is, and of the same sum."""
-        pose, points = (
-            random_pose(rng, 12),
-            [(0, 0, 1, 3.5, 2.0), (3, 1, 0.3, 1.5, 1.5)],
-        )
+        pose = random_pose(rng, 12)
+        points = [(0, 0, 1, 3.5, 2.0), (3, 1, 0.3, 1.5, 1.5)]
         centered = pose.copy()
         centered[:, :2] = 0
         psf = np.stack([blobs(centered, points, (31, 31))] * 2, axis=-1)
@@ -383,6 +381,12 @@ class TestAlign:
         assert_allclose(shared.psf[0], aligned.psf[0], atol=1e-6)
         assert shared.psf.shape == (12, 31, 31, 2)
         assert align(stack[:0], shape=11).psf.shape == (0, 31, 31, 2)
+        # an infinite pixel, too, is no PSF
+        psf[3, 5, 5, 0] = np.inf
+        for order in (1, 3):
+            aligned = align(stack.replace(psf=psf), shape=11, order=order)
+            assert np.isnan(aligned.psf[3]).all()
+            assert np.isfinite(aligned.psf[good]).all()
 
     def test_identity(self, stack):
         """The identity changes nothing."""

@@ -138,12 +138,21 @@ def test_shared_psf(tmp_path):
 
 def test_unknown_psfs_are_flagged():
     """Rows whose bands all lack a PSF: of these, batches mask every pixel."""
-    psf = np.ones((4, 3, 3, 2))
+    psf = np.ones((5, 3, 3, 2))
     psf[1], psf[2, 0, 0, 0] = np.nan, np.inf
-    stack = CutoutStack(np.ones((4, 8, 8, 2)), psf=psf)
-    assert stack.flags.tolist() == [0, Flag.NO_VALID_PIXEL, 0, 0]
-    mask = stack.batch(np.arange(4))["mask"]
-    assert mask.all(axis=(1, 2, 3)).tolist() == [False, True, False, False]
+    # what tables have where a PSF is not known
+    psf[3, ..., 1], psf[4] = 0, 0
+    stack = CutoutStack(np.ones((5, 8, 8, 2)), psf=psf)
+    lost = Flag.NO_VALID_PIXEL
+    assert stack.flags.tolist() == [0, lost, 0, 0, lost]
+    mask = stack.batch(np.arange(5))["mask"]
+    assert mask.all(axis=(1, 2)).tolist() == [
+        [False, False],
+        [True, True],
+        [True, False],
+        [False, True],
+        [True, True],
+    ]
 
 
 def test_flags_follow_from_pixels():

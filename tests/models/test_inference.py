@@ -1,5 +1,7 @@
 """Tests of inference with a trained model, where the answers are known."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -259,8 +261,10 @@ def test_evidence_of_many_pixels_keeps_its_digits():
     assert_allclose(size, 512, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("edge", "number"), [("begin", 0), ("end", 0), ("end", 2)])
-def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch, edge, number):
+@pytest.mark.parametrize(
+    ("where", "number"), [("before", 0), ("within", 0), ("within", 2), ("after", 2)]
+)
+def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch, where, number):
     """Its weights are there, and what is asked next is answered."""
     from astrovae.models import _refine
 
@@ -268,19 +272,34 @@ def test_an_interrupted_refinement_leaves_the_model_whole(monkeypatch, edge, num
     vae = model.vae
     before, weights = vae.encode(model.inputs), vae.get_weights()
 
-    class Interrupt(keras.callbacks.Callback):
-        def _on_batch(self, batch, logs=None):
-            if batch == number:
-                raise KeyboardInterrupt
+    def interrupt(batch, logs=None):
+        if batch == number:
+            raise KeyboardInterrupt
 
-    setattr(Interrupt, f"on_train_batch_{edge}", Interrupt._on_batch)
+    edge = {"before": "begin", "after": "end"}.get(where)
+    edges = {f"on_train_batch_{edge}": interrupt} if edge else {}
+    steps = itertools.count()
 
-    def fit(self, *args, callbacks, **kwargs):
-        callbacks = [*callbacks, Interrupt()]
-        return keras.Model.fit(self, *args, callbacks=callbacks, **kwargs)
+    def fit(self, *args, **kwargs):
+        callback = keras.callbacks.LambdaCallback(**edges)
+        return keras.Model.fit(self, *args, callbacks=[callback], **kwargs)
+
+    def make_train_function(self, force=False):
+        keras.Model.make_train_function(self, force=force)
+        function = self.train_function
+
+        def train(*args):
+            found = function(*args)
+            # what went in is gone, and what came out is not yet kept
+            interrupt(next(steps))
+            return found
+
+        self.train_function = train
 
     with monkeypatch.context() as patch:
         patch.setattr(_refine._Refiner, "fit", fit)
+        if where == "within":
+            patch.setattr(_refine._Refiner, "make_train_function", make_train_function)
         with pytest.raises(KeyboardInterrupt):
             vae.encode(model.inputs, refine=10)
     for old, new in zip(weights, vae.get_weights(), strict=True):

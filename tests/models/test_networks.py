@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage, signal
+from scipy.stats.mstats import winsorize
 from sklearn.decomposition import PCA
 
 from astrovae.datasets import make_galaxies
@@ -24,6 +25,7 @@ from astrovae.models import (
     _adapt,
 )
 from astrovae.models._observation import with_variance
+from astrovae.models.networks_eigen import principal_components
 from checks import LayerCase, check_layer
 
 SMALL = {"filters": (4, 6), "patch_size": 2, "linear_skip": True}
@@ -266,7 +268,6 @@ def test_components_are_those_of_scikit_learn(rng):
     basis = numpy(encoder.basis)
     signs = np.sign((basis.T * pca.components_).sum(axis=1))
     assert_allclose(signs[:, None] * basis.T, pca.components_, atol=2e-3)
-    # no more than a third of what is three sigma, for normal deviates
     assert_allclose(numpy(encoder.spread), spread_of(pca, flat), rtol=1e-3)
     # a galaxy of weight two is two galaxies
     weights = rng.integers(1, 4, 50)
@@ -279,19 +280,30 @@ def test_components_are_those_of_scikit_learn(rng):
 
 
 def spread_of(pca, images):
-    """The scatter of scores, but for those of a few in a thousand."""
-    scores = pca.transform(images)
-    far = np.quantile(np.abs(scores), 0.9973, axis=0, method="inverted_cdf")
-    return np.minimum(scores.std(axis=0), far / 3)
+    """The scatter of scores, as of the usual ones for those of a few in a thousand."""
+    scores = np.abs(pca.transform(images))
+    return np.sqrt((winsorize(scores, (0, 0.0027), axis=0).data ** 2).mean(axis=0))
 
 
-def test_spread_of_normal_deviates(rng):
-    """The spread is a standard deviation, which a component of one galaxy has not."""
-    images = low_rank(rng, n=4000)
+@pytest.mark.parametrize("n", [30, 4000])
+def test_spread_is_the_standard_deviation(rng, n):
+    """Of coefficients of any distribution, but of single galaxies far out."""
+    classes = rng.choice([-1.0, 1.0], n) + 0.02 * rng.normal(size=n)
+    scores = [classes, 0.3 * rng.uniform(-1, 1, n), 0.05 * rng.normal(size=n)]
+    rows = np.linalg.qr(rng.normal(size=(84, 3)))[0].T
+    images = (np.transpose(scores) @ rows).reshape(n, 6, 7, 2)
     decoder = EigenDecoder((6, 7, 2), 4, 0)
     decoder.build((None, 3))
     decoder.adapt(images)
-    assert_allclose(numpy(decoder.spread)[:3], 2.0 ** -np.arange(3), rtol=0.1)
+    values = PCA(3).fit(images.reshape(n, -1)).singular_values_
+    assert_allclose(numpy(decoder.spread)[:3], values / np.sqrt(n), rtol=0.01)
+
+
+def test_spread_without_broken_pixels(rng):
+    """A component of one galaxy has none that others could follow."""
+    images = low_rank(rng, n=4000)
+    decoder = EigenDecoder((6, 7, 2), 4, 0)
+    decoder.build((None, 3))
     # broken pixels of one galaxy, a hundred times as bright as the others
     images[7, 0, :3] += 100.0
     decoder.adapt(images)
@@ -563,8 +575,11 @@ def normals(xx, yy, xy, size):
 def test_components_of_galaxies_before_their_psfs(options):
     """Behind its own PSF a galaxy is a sum of them, as it is not of blurred ones."""
     rng = np.random.default_rng(4)
-    e1, e2, g1, g2 = rng.uniform(-0.4, 0.4, (4, 120))
-    seeing = rng.uniform(1.5, 4, 120)
+    e1, e2 = rng.uniform(-0.4, 0.4, (2, 120))
+    # long PSFs, so that it matters how they are turned
+    g1, g2 = rng.normal(size=(2, 120))
+    g1, g2 = 0.5 * np.array([g1, g2]) / np.hypot(g1, g2)
+    seeing = rng.uniform(2, 3.5, 120)
     galaxy = np.array([2 * (1 + e1), 2 * (1 - e1), 2 * e2])
     psf = np.array([seeing * (1 + g1), seeing * (1 - g1), seeing * g2])
     images = 100 * normals(*(galaxy + psf), 24)
@@ -607,24 +622,56 @@ def test_components_of_galaxies_before_their_psfs(options):
             found.append(np.square(residual).sum() / np.square(image).sum())
         return np.sqrt(np.mean(found))
 
-    assert misfit(decoder) < min(0.5 * misfit(blurred), 0.005)
+    assert misfit(decoder) < min(0.5 * misfit(blurred), 0.0055)
 
 
-def test_noise_is_not_sharpened(monkeypatch):
+def start(stack, latent_dim=4):
+    """A model that paints before the PSF, and has seen galaxies but not learned."""
+    size = {"num_components": 20, "hidden_units": (8,)}
+    *frame, bands = stack.image_shape
+    decoder = EigenDecoder((*frame, 2 * bands), **size)
+    encoder = EigenEncoder(**size)
+    vae = VAE(stack.image_shape, latent_dim, encoder, decoder, psf=True, seed=1)
+    vae.adapt(stack)
+    vae.compile()
+    return vae
+
+
+def loss_of(vae, stack):
+    return vae.evaluate(stack, verbose=0, return_dict=True)["loss"]
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7])
+def test_noise_is_not_sharpened(monkeypatch, seed):
     """Galaxies of the usual noise are painted better than from blurred components."""
-    _, stack = make_galaxies(300, shape=24, snr=(30, 100), seed=3)
+    _, stack = make_galaxies(300, shape=24, snr=(30, 100), seed=seed)
     assert stack.psf is not None
-    losses = []
-    for _ in range(2):
-        size = {"num_components": 20, "hidden_units": (8,)}
-        decoder = EigenDecoder((24, 24, 2), **size)
-        vae = VAE((24, 24, 1), 4, EigenEncoder(**size), decoder, psf=True, seed=1)
-        vae.adapt(stack)
-        vae.compile()
-        losses.append(vae.evaluate(stack, verbose=0, return_dict=True)["loss"])
-        # the next time, not
-        monkeypatch.setattr(_adapt, "_deconvolve", lambda images, *_: images)
-    assert losses[0] < losses[1] - 50
+    sharp = loss_of(start(stack), stack)
+    monkeypatch.setattr(_adapt, "_deconvolve", lambda images, *_: images)
+    assert sharp < loss_of(start(stack), stack) - 50
+
+
+def test_components_before_psfs_in_physical_units():
+    """Squares of fluxes per wavelength are too small for a float."""
+    _, stack = make_galaxies(100, shape=24, snr=(30, 100), seed=3)
+    faint = stack.replace(data=1e-20 * stack.data, error=1e-20 * stack.error)
+    one, other = (start(images).decoder for images in (stack, faint))
+    assert_allclose(numpy(one.spread)[:4], numpy(other.spread)[:4], rtol=1e-3)
+
+
+def test_missing_bands_before_psfs():
+    """Galaxies without a band say nothing of how sharp others are in it."""
+    rng = np.random.default_rng(1)
+    size, psf = rng.uniform(2, 5, 200), rng.uniform(2, 4, 200)
+    light = 100 * normals(size + psf, size + psf, 0 * size, 24)
+    image = np.repeat(light, 2, axis=-1) + 0.3 * rng.normal(size=(200, 24, 24, 2))
+    psf = np.repeat(normals(psf, psf, 0 * psf, 15), 2, axis=-1)
+    stack = CutoutStack(image, psf=psf, error=np.full(image.shape, 0.3))
+    mask = np.zeros(image.shape, bool)
+    mask[::3, ..., 1] = True
+    complete, incomplete = start(stack), start(stack.replace(mask=mask))
+    # a nat or two for a third of the galaxies; sharpened noise costs hundreds
+    assert loss_of(incomplete, stack) < loss_of(complete, stack) + 20
 
 
 def test_bands_without_psf_say_nothing_of_sharp_galaxies():
@@ -664,3 +711,14 @@ def test_noise_of_few_images_is_not_painted_for_all():
     center = center.reshape(8, 8)
     assert_allclose(center[1:], images[:, 1:, :, 0].mean(0), rtol=2e-3)
     assert (np.abs(center[0]) < 5).all()
+
+
+def test_pixels_of_many_galaxies_among_more():
+    """A hundred galaxies say what their mean is, whatever others lack."""
+    rng = np.random.default_rng(1)
+    images = 5.0 + 0.1 * rng.normal(size=(10000, 12))
+    valid = np.ones_like(images)
+    valid[100:, :6] = 0.0
+    center, *_ = principal_components(images * valid, 2, valid)
+    assert_allclose(center[:6], 5, rtol=0.1)
+    assert_allclose(center[6:], 5, rtol=1e-3)
