@@ -1,6 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE
 """Batches of galaxies for Keras, and compiled functions mapped over them."""
 
+import signal
+import threading
+
 import keras
 import numpy as np
 
@@ -100,39 +103,70 @@ class EpochCallback(keras.callbacks.Callback):
 
 class KeepVariables(keras.callbacks.Callback):
     """
-    Leave a model its variables where the first step of an epoch fails.
+    Leave a model its variables where a step fails or someone interrupts it.
 
     On JAX, Keras takes the variables out of a model while steps run, and puts back
-    what the last step returned. Without any, as when the first batch cannot be read
-    or someone interrupts the compilation, the weights would be lost.
+    what the last step returned. Without any, as when the first batch cannot be read,
+    the weights would be lost; and so they would if an interrupt came between a step,
+    which reuses their memory, and the note of what it returned. It waits for the end
+    of the step; a second one does not.
     """
 
     def __init__(self):
         super().__init__()
-        self._kept = []
+        self._kept, self._handler, self._pending = [], None, None
 
-    def _keep(self, step, logs=None):
-        if keras.config.backend() == "jax" and step == 0:
+    def _begin(self, step, logs=None):
+        if keras.config.backend() != "jax":
+            return
+        self._hold_interrupts()
+        if step == 0:
             owners = [self.model, getattr(self.model, "optimizer", None)]
             variables = [v for owner in owners if owner for v in owner.variables]
             self._kept = [(variable, variable.value) for variable in variables]
 
-    def _forget(self, step, logs=None):
+    def _end(self, step, logs=None):
         self._kept = []
+        self._release_interrupts()
 
-    on_train_batch_begin = on_test_batch_begin = on_predict_batch_begin = _keep
-    on_train_batch_end = on_test_batch_end = on_predict_batch_end = _forget
+    on_train_batch_begin = on_test_batch_begin = on_predict_batch_begin = _begin
+    on_train_batch_end = on_test_batch_end = on_predict_batch_end = _end
+
+    def _hold_interrupts(self):
+        handler = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()
+        if main and self._handler is None and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._note_interrupt)
+
+    def _note_interrupt(self, *args):
+        if self._pending is not None:
+            self._handler(*args)
+        self._pending = args
+
+    def _release_interrupts(self):
+        """Put back what an interrupt does, and do it if there was one."""
+        if self._handler is None:
+            return
+        handler, args = self._handler, self._pending
+        self._handler = self._pending = None
+        signal.signal(signal.SIGINT, handler)
+        if args is not None:
+            handler(*args)
 
     def __enter__(self):
         return self
 
     def __exit__(self, error, *_):
-        if error is not None and self.model and keras.config.backend() == "jax":
-            # what steps before this one returned
-            self.model.jax_state_sync()
-            for variable, value in self._kept:
-                if not value.is_deleted():
-                    variable.assign(value)
+        try:
+            if error is not None and self.model and keras.config.backend() == "jax":
+                # what steps before this one returned
+                self.model.jax_state_sync()
+                for variable, value in self._kept:
+                    if not value.is_deleted():
+                        variable.assign(value)
+        finally:
+            self._release_interrupts()
 
 
 def run_safely(method, *args, callbacks=None, **kwargs):

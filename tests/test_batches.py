@@ -1,5 +1,8 @@
 """Tests of batches and of functions mapped over them."""
 
+import itertools
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from numpy.testing import assert_allclose
 
 from astrovae._batches import (
     BatchDataset,
+    KeepVariables,
     RowFunction,
     random_flips,
 )
@@ -223,3 +227,61 @@ def test_failures_leave_the_weights(images, first, method):
         assert_allclose(new, old)
     vae.fit(images, epochs=1, verbose=0)
     assert np.isfinite(vae.encode(images)[0]).all()
+
+
+@pytest.fixture
+def handler():
+    """What an interrupt does, also to processes that were told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("where", ["function", "iterator"])
+def test_interrupts_leave_the_weights(images, monkeypatch, handler, where):
+    """Even if they come before the results of a step are noted."""
+    from astrovae.models import VAE
+
+    model = VAE((4, 4, 1), latent_dim=2, seed=1)
+    model.compile("sgd")
+    steps = itertools.count()
+
+    def interrupt():
+        if next(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    def make_train_function(self, force=False):
+        keras.Model.make_train_function(self, force=force)
+        function = self.train_function
+
+        def train(*args):
+            if where == "iterator":
+                interrupt()
+            found = function(*args)
+            if where == "function":
+                interrupt()
+            return found
+
+        self.train_function = train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "make_train_function", make_train_function)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(images, batch_size=2, epochs=2, verbose=0)
+    assert next(steps) == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    model.fit(images, batch_size=2, epochs=2, verbose=0)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="of JAX alone")
+def test_a_second_interrupt_does_not_wait(handler):
+    """Someone who presses twice means it."""
+    with KeepVariables() as keep:
+        keep.on_train_batch_begin(1)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            keep.on_train_batch_end(1)
+    assert signal.getsignal(signal.SIGINT) is handler
