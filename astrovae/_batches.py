@@ -148,9 +148,10 @@ class KeepVariables(keras.callbacks.Callback):
         """Put back what an interrupt does, and do it if there was one."""
         if self._handler is None:
             return
-        handler, args = self._handler, self._pending
-        self._handler = self._pending = None
+        handler = self._handler
+        # this notes an interrupt that came just now
         signal.signal(signal.SIGINT, handler)
+        args, self._handler, self._pending = self._pending, None, None
         if args is not None:
             handler(*args)
 

@@ -443,7 +443,7 @@ def without_noise_bias(table, noisy):
     table, number = table.copy(), brightness(table)
     for name in asked(table):
         steps = np.array([again[name] - table[name] for again in noisy])
-        for index in range(MAG_BINS):
+        for index in np.unique(number):
             table[name][number == index] -= np.nanmean(steps[:, number == index])
     table["e"] = np.maximum(table["e"], 0)
     return table

@@ -81,7 +81,7 @@ def adapt_networks(model, source):
     components)`` and is not yet ``adapted``, such as
     `~astrovae.models.EigenEncoder`. The latents then begin
     as the coefficients of the leading components. A decoder that paints before the
-    PSF gets those of deconvolved galaxies, and the ``latents`` to tell them from.
+    PSF gets those of deconvolved galaxies, with ``latents=`` to tell them from.
 
     Parameters
     ----------
@@ -171,8 +171,8 @@ def _psf_and_noise(model, batch, seen):
         pose = batch["pose"][:, :4] * ops.array([0.0, 0.0, 1.0, 1.0])
         psf = PoseTransform(frame="aligned")((psf, pose))
     # squares of fluxes in physical units may be too small for a float
-    noise = batch.get("error", model._noise) / model._scale
-    noise = ops.sum(seen * ops.square(noise), axis=(1, 2))
+    noise = seen * batch.get("error", model._noise) / model._scale
+    noise = ops.sum(ops.square(noise), axis=(1, 2))
     flux = ops.relu(ops.sum(seen * batch["image"] / model._scale, axis=(1, 2)))
     ratio = _DETAILS * noise / (ops.square(flux) + 1e-6 * noise + 1e-30)
     return {"psf": psf, "wiener": ops.clip(ratio, _LEAST_WIENER, 1.0)}
@@ -239,12 +239,13 @@ def _refine(maps, number):
 
 
 def _inverse_variances(model, source):
-    """One over the mean known variance of each galaxy, or None."""
+    """One over the mean known variance of each galaxy; None if all are the same."""
     batch = source.batch(np.arange(len(source)))
-    if "error" not in batch:
-        return None
     valid = ~batch["mask"]
-    squares = np.where(valid, np.square(batch["error"] / model.scale), 0.0)
+    if "error" not in batch:
+        some = valid.any(axis=(1, 2, 3))
+        return None if some.all() else some.astype(float)
+    squares = np.square(np.where(valid, batch["error"], 0.0) / model.scale)
     count = valid.sum(axis=(1, 2, 3))
     variance = squares.sum(axis=(1, 2, 3)) / np.maximum(count, 1)
     # galaxies without pixels say nothing, and the brightest not everything

@@ -654,9 +654,24 @@ def test_noise_is_not_sharpened(monkeypatch, seed):
 def test_components_before_psfs_in_physical_units():
     """Squares of fluxes per wavelength are too small for a float."""
     _, stack = make_galaxies(100, shape=24, snr=(30, 100), seed=3)
+    mask = np.zeros(stack.data.shape, bool)
+    mask[::7, 3, 4] = True
+    stack = stack.replace(mask=mask)
     faint = stack.replace(data=1e-20 * stack.data, error=1e-20 * stack.error)
     one, other = (start(images).decoder for images in (stack, faint))
     assert_allclose(numpy(one.spread)[:4], numpy(other.spread)[:4], rtol=1e-3)
+
+
+def test_galaxies_without_pixels_count_for_nothing():
+    """Also where no errors say so."""
+    _, stack = make_galaxies(100, shape=24, snr=(30, 100), seed=3)
+    stack = stack.replace(error=None)
+    mask = np.zeros(stack.data.shape, bool)
+    mask[::3] = True
+    seen = ~mask.any(axis=(1, 2, 3))
+    one, other = (start(s) for s in (stack.replace(mask=mask), stack[seen]))
+    losses = [loss_of(vae, stack[seen]) for vae in (one, other)]
+    assert_allclose(*losses, atol=3)
 
 
 def test_missing_bands_before_psfs():
