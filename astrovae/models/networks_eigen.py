@@ -469,8 +469,16 @@ class EigenDecoder(_EigenNetwork):
 
         Parameters
         ----------
-        images, valid, weights, components
-            As for `EigenEncoder.adapt`.
+        images : `~numpy.ndarray`, shape (n, ny, nx, n_bands)
+            Images as they are to be painted.
+        valid : `~numpy.ndarray`, shape (n, ny, nx, n_bands), optional
+            1 for the pixels that count. The others must be zero in the images.
+        weights : `~numpy.ndarray`, shape (n,), optional
+            Weight of the squared error of each image, e.g. its inverse
+            variance.
+        components : tuple, optional
+            What this method gave to another network for the same images: it
+            saves the search.
         latents : `~numpy.ndarray`, shape (n, latent_dim), optional
             Those of the images when training begins, from which coefficients
             then follow by least squares. By default they are the leading
